@@ -1,0 +1,1 @@
+//! The node agent: keeps this box's pods running, with or without the server

@@ -1,0 +1,1 @@
+//! What server, agent and clients share: object model, quantities, selectors, patches, Status errors, identity, REST client

@@ -1,0 +1,1 @@
+//! Pod network, services, host ports and DNS of one box

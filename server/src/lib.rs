@@ -1,0 +1,1 @@
+//! The Kubernetes API on SQLite, the scheduler and the controllers

@@ -1,0 +1,1 @@
+//! Whole-system tests: boxes as network namespaces, real kubectl, a real registry

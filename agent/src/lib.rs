@@ -1,1 +1,20 @@
-//! The node agent: keeps this box's pods running, with or without the server
+//! The node agent: keeps this box's pods running, with or without the server.
+//!
+//! The agent owns a durable copy of what it should run ([`store`]): pods, the ConfigMaps, Secrets and tokens they need,
+//! the services they talk to, and its node's identity. All work is done from that copy. The server is a source of updates
+//! and a sink for status; it may be away for a month.
+//!
+//! Start it with [`Agent::start`]; look into it with [`AgentHandle`].
+//!
+//! Architecture invariants:
+//! - What a pod does next is decided by one pure function ([`pod::decide`]); only the pod's own actor acts on it.
+//! - Nothing here polls: every task waits for an event, or sleeps until a time that the decision named.
+//! - `runtime` and `netplug` never see an API object; this crate translates.
+
+pub mod agent;
+pub mod config;
+pub mod handle;
+
+pub use agent::Agent;
+pub use config::{AgentConfig, EvictionThresholds, ServerCredentials};
+pub use handle::{AgentHandle, ContainerKind, ContainerView, PodView};

@@ -1,1 +1,16 @@
-//! Whole-system tests: boxes as network namespaces, real kubectl, a real registry
+//! What whole-system tests are written with: boxes, kubectl, a registry, and waiting for conditions.
+//!
+//! Architecture invariant: the harness uses none of the project's own crates. It sees the product as a user does: a binary,
+//! its command line, its API, its files.
+
+#![allow(clippy::unwrap_used)]
+
+mod edge_box;
+mod kubectl;
+mod registry;
+mod wait;
+
+pub use edge_box::{EdgeBox, Lan, binary};
+pub use kubectl::{Kubectl, Ran};
+pub use registry::Registry;
+pub use wait::eventually;

@@ -1,0 +1,168 @@
+//! `amphipod-box DIR NAME`: a simulated edge machine, for whole-system tests.
+//!
+//! A box is one process tree in its own PID, network, mount, UTS and IPC namespaces, with its own `/var/lib/amphipod`,
+//! `/var/log/pods`, `/etc/amphipod` and `/run` (so that the program under test runs with its default paths), and with
+//! control groups below `/NAME` only. Its "disk" is DIR, which survives the box: starting another box on the same DIR
+//! is a reboot.
+//!
+//! Two processes make it: this one stays outside and is the power supply; its child is PID 1 inside. The power supply
+//! prints the host PID of PID 1 on standard output and then reads standard input. At the end of that input (the test
+//! finished, panicked or was killed) it cuts the power: SIGKILL to PID 1, upon which the kernel kills every process
+//! inside at once and takes the namespaces down. It then removes the control groups that the box left behind.
+//!
+//! Nothing here needs the project's own code: a box must be able to judge it.
+
+use std::ffi::CString;
+use std::fs;
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, fork, pipe, sethostname};
+
+fn main() -> Result<()> {
+    let mut args = std::env::args().skip(1);
+    let (Some(dir), Some(name)) = (args.next(), args.next()) else {
+        bail!("usage: amphipod-box DIR NAME");
+    };
+    let dir = PathBuf::from(dir);
+    if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
+        bail!("a box's name is letters, digits and hyphens, not {name:?}");
+    }
+    unshare(
+        CloneFlags::CLONE_NEWPID
+            | CloneFlags::CLONE_NEWNET
+            | CloneFlags::CLONE_NEWNS
+            | CloneFlags::CLONE_NEWUTS
+            | CloneFlags::CLONE_NEWIPC,
+    )
+    .context("making the box's namespaces (are you root?)")?;
+    let (ready, ready_in_child) = pipe().context("making a pipe")?;
+    // SAFETY: this process has one thread, so the child may do anything.
+    match unsafe { fork() }.context("forking PID 1")? {
+        ForkResult::Child => {
+            drop(ready);
+            let outcome = become_pid_one(&dir, &name);
+            let message = outcome.as_ref().err().map(|e| format!("{e:#}")).unwrap_or_default();
+            let mut pipe = fs::File::from(ready_in_child);
+            let _ = pipe.write_all(message.as_bytes());
+            drop(pipe);
+            outcome?;
+            reap_forever()
+        }
+        ForkResult::Parent { child } => {
+            drop(ready_in_child);
+            let mut message = String::new();
+            fs::File::from(ready).read_to_string(&mut message)?;
+            if message.is_empty() {
+                println!("{child}");
+                std::io::stdout().flush()?;
+                wait_for_power_cut();
+            }
+            power_off(child, &name);
+            if message.is_empty() { Ok(()) } else { bail!(message) }
+        }
+    }
+}
+
+/// Sets up the mounts and the loopback interface of the box; runs as PID 1 of the new namespaces.
+fn become_pid_one(dir: &Path, name: &str) -> Result<()> {
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("making mounts private")?;
+    mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), none).context("mounting /proc")?;
+    for (part, target) in [
+        ("lib", "/var/lib/amphipod"),
+        ("pods", "/var/log/pods"),
+        ("containers", "/var/log/containers"),
+        ("etc", "/etc/amphipod"),
+    ] {
+        let source = dir.join(part);
+        fs::create_dir_all(&source).with_context(|| format!("creating {}", source.display()))?;
+        fs::create_dir_all(target).with_context(|| format!("creating {target}"))?;
+        mount(Some(&source), target, none, MsFlags::MS_BIND, none)
+            .with_context(|| format!("mounting {} on {target}", source.display()))?;
+    }
+    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), Some("mode=755")).context("mounting /run")?;
+    // An empty resolver configuration: a box reaches nothing but what its test gave it.
+    let resolv = dir.join("resolv.conf");
+    fs::write(&resolv, "# no name server in a box\n")?;
+    mount(Some(&resolv), "/etc/resolv.conf", none, MsFlags::MS_BIND, none).context("mounting resolv.conf")?;
+    sethostname(name).context("setting the host name")?;
+    loopback_up().context("setting lo up")
+}
+
+/// Sets `lo` up by ioctl (netdevice(7)), so that the box needs no other program.
+fn loopback_up() -> Result<()> {
+    let socket = nix::sys::socket::socket(
+        nix::sys::socket::AddressFamily::Inet,
+        nix::sys::socket::SockType::Datagram,
+        nix::sys::socket::SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    // SAFETY: `ifreq` is plain data, its name is NUL-terminated by the zeroed rest, and the kernel only reads it.
+    let status = unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        for (to, from) in request.ifr_name.iter_mut().zip(CString::new("lo")?.as_bytes()) {
+            *to = *from as libc::c_char;
+        }
+        request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+        libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &request)
+    };
+    nix::errno::Errno::result(status)?;
+    Ok(())
+}
+
+/// PID 1 adopts every orphan inside and reaps it, as an init would.
+fn reap_forever() -> Result<()> {
+    let mut child_ended = SigSet::empty();
+    child_ended.add(Signal::SIGCHLD);
+    child_ended.thread_block().context("blocking SIGCHLD")?;
+    for fd in 0..3 {
+        // A reader of the power supply's output must see its end when the power supply ends, not when the box does.
+        // SAFETY: nothing in this process uses the standard streams from here on.
+        unsafe { libc::close(fd) };
+    }
+    loop {
+        while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|status| status != WaitStatus::StillAlive) {}
+        child_ended.wait().context("waiting for a child")?;
+    }
+}
+
+/// Returns when standard input ends.
+fn wait_for_power_cut() {
+    let mut buffer = [0u8; 64];
+    while matches!(std::io::stdin().read(&mut buffer), Ok(n) if n > 0) {}
+}
+
+/// Kills PID 1 (and so everything inside) and removes the box's control groups.
+fn power_off(child: Pid, name: &str) {
+    let _ = kill(child, Signal::SIGKILL);
+    let _ = waitpid(child, None);
+    let Ok(hierarchies) = fs::read_dir("/sys/fs/cgroup") else { return };
+    let pure_v2 = PathBuf::from("/sys/fs/cgroup").join(name);
+    for group in hierarchies.flatten().map(|h| h.path().join(name)).chain([pure_v2]) {
+        // A group of processes that were just killed can be busy for a moment.
+        for _ in 0..50 {
+            remove_group(&group);
+            if !group.exists() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
+}
+
+/// Removes a control group and all below it, depth first.
+fn remove_group(group: &Path) {
+    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            remove_group(&entry.path());
+        }
+    }
+    let _ = fs::remove_dir(group);
+}

@@ -1,0 +1,270 @@
+//! Boxes and the local network between them.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::kubectl::{Kubectl, Ran};
+use crate::wait::eventually;
+
+/// The program under test: `AMPHIPOD_BINARY`, or the one that cargo built beside the running test.
+pub fn binary() -> PathBuf {
+    beside_the_test("AMPHIPOD_BINARY", "amphipod")
+}
+
+fn beside_the_test(variable: &str, name: &str) -> PathBuf {
+    if let Some(path) = std::env::var_os(variable) {
+        return path.into();
+    }
+    let test = std::env::current_exe().expect("a running test has a path");
+    let mut dirs = test.ancestors().skip(1);
+    let found = dirs.by_ref().take(2).map(|dir| dir.join(name)).find(|path| path.exists());
+    found.unwrap_or_else(|| panic!("no {name} beside the test; build it (tests/run.sh does) or set {variable}"))
+}
+
+/// Numbers boxes within this test process; with the process id it makes their names unique on the machine.
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+fn unique(kind: &str) -> String {
+    format!("amphitest-{kind}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Namespaces with the power on: the `amphipod-box` process and PID 1 inside.
+struct Power {
+    supply: Child,
+    switch: Option<ChildStdin>,
+    pid_one: u32,
+}
+
+impl Power {
+    fn on(dir: &Path, name: &str) -> Power {
+        let mut supply = Command::new(beside_the_test("AMPHIPOD_BOX", "amphipod-box"))
+            .arg(dir)
+            .arg(name)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("starting amphipod-box");
+        let mut line = String::new();
+        BufReader::new(supply.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let pid_one = line.trim().parse().unwrap_or_else(|_| panic!("amphipod-box said {line:?} (are you root?)"));
+        Power { switch: supply.stdin.take(), supply, pid_one }
+    }
+}
+
+impl Drop for Power {
+    fn drop(&mut self) {
+        drop(self.switch.take());
+        let _ = self.supply.wait();
+    }
+}
+
+/// A layer-2 network of its own: a namespace with a bridge, 10.99.0.254/24.
+pub struct Lan {
+    power: Power,
+    _dir: TempDir,
+    next_host: AtomicU32,
+}
+
+impl Lan {
+    /// A LAN without boxes.
+    pub fn new() -> Lan {
+        let dir = TempDir::with_prefix("amphitest-lan-").unwrap();
+        let power = Power::on(dir.path(), &unique("lan"));
+        let lan = Lan { power, _dir: dir, next_host: AtomicU32::new(1) };
+        for line in ["link add lan0 type bridge", "addr add 10.99.0.254/24 dev lan0", "link set lan0 up"] {
+            Ran::of(Command::new("nsenter").args(enter(lan.power.pid_one)).arg("ip").args(line.split(' ')), b"").ok();
+        }
+        lan
+    }
+
+    /// Runs a program on the LAN, outside every box.
+    #[track_caller]
+    pub fn run(&self, args: &[&str]) -> Ran {
+        Ran::of(Command::new("nsenter").args(enter(self.power.pid_one)).args(args), b"")
+    }
+}
+
+impl Default for Lan {
+    fn default() -> Lan {
+        Lan::new()
+    }
+}
+
+/// The arguments of `nsenter` that lead into the namespaces of `pid_one`.
+fn enter(pid_one: u32) -> Vec<String> {
+    let target = pid_one.to_string();
+    ["-t", &target, "-m", "-n", "-p", "-u", "-i", "--"].map(str::to_owned).to_vec()
+}
+
+/// One simulated edge machine. Dropping it cuts the power and throws the disk away.
+pub struct EdgeBox {
+    name: String,
+    address: String,
+    port_on_lan: String,
+    /// The running `amphipod server`, if it was started and not killed.
+    program: Option<Child>,
+    power: Option<Power>,
+    dir: TempDir,
+}
+
+impl EdgeBox {
+    /// A powered box on `lan`, with nothing running in it.
+    #[track_caller]
+    pub fn new(lan: &Lan) -> EdgeBox {
+        let number = lan.next_host.fetch_add(1, Ordering::Relaxed);
+        let mut edge_box = EdgeBox {
+            name: unique("box"),
+            address: format!("10.99.0.{number}"),
+            port_on_lan: format!("port{number}"),
+            program: None,
+            power: None,
+            dir: TempDir::with_prefix("amphitest-disk-").unwrap(),
+        };
+        edge_box.power_on(lan);
+        edge_box
+    }
+
+    /// Switches the box on and plugs it into the LAN.
+    #[track_caller]
+    pub fn power_on(&mut self, lan: &Lan) {
+        let power = Power::on(self.dir.path(), &self.name);
+        let (inside, outside) = (power.pid_one.to_string(), lan.power.pid_one.to_string());
+        self.power = Some(power);
+        // The veth pair is made inside the box and one end moved to the LAN; the host's namespace never sees it.
+        for line in [
+            format!("ip link add eth0 type veth peer name {} netns {outside}", self.port_on_lan),
+            format!("ip addr add {}/24 dev eth0", self.address),
+            "ip link set eth0 up".to_owned(),
+        ] {
+            Ran::of(Command::new("nsenter").args(["-t", &inside, "-n", "--"]).args(line.split(' ')), b"").ok();
+        }
+        for line in [
+            format!("ip link set {} master lan0", self.port_on_lan),
+            format!("ip link set {} up", self.port_on_lan),
+        ] {
+            lan.run(&line.split(' ').collect::<Vec<_>>()).ok();
+        }
+        self.run(&["ip", "route", "add", "default", "via", "10.99.0.254"]).ok();
+    }
+
+    /// Cuts the power: everything inside is killed at once, the namespaces are gone, the disk stays.
+    pub fn power_off(&mut self) {
+        drop(self.power.take());
+        if let Some(mut program) = self.program.take() {
+            let _ = program.wait();
+        }
+    }
+
+    /// A powered box that runs a ready all-in-one node.
+    #[track_caller]
+    pub fn ready(lan: &Lan) -> EdgeBox {
+        let mut edge_box = EdgeBox::new(lan);
+        edge_box.start(&[]);
+        edge_box.wait_until_ready();
+        edge_box
+    }
+
+    /// The box's disk, as seen from outside. `lib` below it is /var/lib/amphipod.
+    pub fn disk(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The box's host name, which is its node's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The box's address on the LAN.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    fn enter(&self) -> Vec<String> {
+        enter(self.power.as_ref().expect("the box is powered").pid_one)
+    }
+
+    /// A program to be run inside the box.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(self.enter()).arg(program);
+        command
+    }
+
+    /// Runs a program inside the box to its end.
+    #[track_caller]
+    pub fn run(&self, args: &[&str]) -> Ran {
+        Ran::of(self.command(args[0]).args(&args[1..]), b"")
+    }
+
+    /// Starts `amphipod server` (all-in-one) in the box; its log is `amphipod.log` on the disk.
+    #[track_caller]
+    pub fn start(&mut self, args: &[&str]) {
+        assert!(self.program.is_none(), "amphipod already runs in {}", self.name);
+        let log = fs::File::options().create(true).append(true).open(self.log_path()).unwrap();
+        let mut command = self.command(binary().to_str().expect("a UTF-8 path"));
+        command.args(["server", "--cgroup-root", &format!("/{}", self.name)]).args(args);
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        self.program = Some(command.spawn().expect("starting nsenter"));
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.dir.path().join("amphipod.log")
+    }
+
+    /// What amphipod logged in this box so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// The process id, as the host counts, of the running `amphipod server`.
+    #[track_caller]
+    pub fn program_pid(&self) -> u32 {
+        let nsenter = self.program.as_ref().expect("amphipod was started").id();
+        // nsenter forks when it enters a PID namespace: the program is its child.
+        let children = fs::read_to_string(format!("/proc/{nsenter}/task/{nsenter}/children")).unwrap_or_default();
+        children.split_whitespace().next().and_then(|pid| pid.parse().ok()).expect("nsenter has a child")
+    }
+
+    /// `kill -9` of the one process that is both server and agent. Containers and their keeper are not touched.
+    #[track_caller]
+    pub fn kill_program(&mut self) {
+        let pid = self.program_pid();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), nix::sys::signal::Signal::SIGKILL).unwrap();
+        let _ = self.program.take().expect("amphipod was started").wait();
+    }
+
+    /// Waits until the API answers and the box's node is Ready.
+    #[track_caller]
+    pub fn wait_until_ready(&mut self) {
+        let kubectl = self.kubectl();
+        let condition = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
+        eventually("the node to be Ready", Duration::from_secs(30), || {
+            if let Some(status) = self.program.as_mut().and_then(|p| p.try_wait().ok().flatten()) {
+                panic!("amphipod ended with {status}:\n{}", self.log());
+            }
+            let ran = kubectl.run(&["get", "node", &self.name, "-o", condition]);
+            if ran.stdout == "True" { Ok(()) } else { Err(format!("{ran:?}\n{}", self.log())) }
+        });
+    }
+
+    /// kubectl in this box, in the namespace `default`.
+    pub fn kubectl(&self) -> Kubectl {
+        let enter = std::iter::once("nsenter".to_owned()).chain(self.enter()).collect();
+        Kubectl { enter, namespace: "default".to_owned() }
+    }
+}
+
+impl Drop for EdgeBox {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- log of {}:\n{}\n---", self.name, self.log());
+        }
+        self.power_off();
+    }
+}

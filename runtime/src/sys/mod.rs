@@ -1,0 +1,3 @@
+//! Thin, safe wrappers of the system calls that we use.
+
+pub(crate) mod fd;

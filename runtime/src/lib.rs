@@ -4,7 +4,7 @@
 
 mod error;
 mod hidden;
-// image
+pub mod image;
 mod runtime;
 mod session;
 mod spec;

@@ -1,1 +1,21 @@
-//! What server, agent and clients share: object model, quantities, selectors, patches, Status errors, identity, REST client
+//! What server, agent and clients share: the object model helpers over `serde_json::Value`, Kubernetes `Status` errors,
+//! quantities, selectors, names, patches, identity (PKI and tokens) and the REST client with watch.
+//!
+//! Architecture invariant: this crate knows the API's shapes and texts, never a server's storage nor an agent's kernel.
+
+pub mod field;
+pub mod gvk;
+pub mod ip;
+pub mod meta;
+pub mod names;
+pub mod quantity;
+pub mod selector;
+pub mod status;
+pub mod text;
+pub mod time;
+
+pub use field::{FieldError, FieldPath};
+pub use gvk::{GroupKind, GroupResource, GroupVersionKind, GroupVersionResource};
+pub use quantity::Quantity;
+pub use selector::{FieldSelector, LabelSelector};
+pub use status::{Reason, Status};

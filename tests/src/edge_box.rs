@@ -23,15 +23,25 @@ fn beside_the_test(variable: &str, name: &str) -> PathBuf {
     }
     let test = std::env::current_exe().expect("a running test has a path");
     let mut dirs = test.ancestors().skip(1);
-    let found = dirs.by_ref().take(2).map(|dir| dir.join(name)).find(|path| path.exists());
-    found.unwrap_or_else(|| panic!("no {name} beside the test; build it (tests/run.sh does) or set {variable}"))
+    let found = dirs
+        .by_ref()
+        .take(2)
+        .map(|dir| dir.join(name))
+        .find(|path| path.exists());
+    found.unwrap_or_else(|| {
+        panic!("no {name} beside the test; build it (tests/run.sh does) or set {variable}")
+    })
 }
 
 /// Numbers boxes within this test process; with the process id it makes their names unique on the machine.
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 fn unique(kind: &str) -> String {
-    format!("amphitest-{kind}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+    format!(
+        "amphitest-{kind}-{}-{}",
+        std::process::id(),
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    )
 }
 
 /// Namespaces with the power on: the `amphipod-box` process and PID 1 inside.
@@ -51,9 +61,18 @@ impl Power {
             .spawn()
             .expect("starting amphipod-box");
         let mut line = String::new();
-        BufReader::new(supply.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let pid_one = line.trim().parse().unwrap_or_else(|_| panic!("amphipod-box said {line:?} (are you root?)"));
-        Power { switch: supply.stdin.take(), supply, pid_one }
+        BufReader::new(supply.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let pid_one = line
+            .trim()
+            .parse()
+            .unwrap_or_else(|_| panic!("amphipod-box said {line:?} (are you root?)"));
+        Power {
+            switch: supply.stdin.take(),
+            supply,
+            pid_one,
+        }
     }
 }
 
@@ -76,9 +95,24 @@ impl Lan {
     pub fn new() -> Lan {
         let dir = TempDir::with_prefix("amphitest-lan-").unwrap();
         let power = Power::on(dir.path(), &unique("lan"));
-        let lan = Lan { power, _dir: dir, next_host: AtomicU32::new(1) };
-        for line in ["link add lan0 type bridge", "addr add 10.99.0.254/24 dev lan0", "link set lan0 up"] {
-            Ran::of(Command::new("nsenter").args(enter(lan.power.pid_one)).arg("ip").args(line.split(' ')), b"").ok();
+        let lan = Lan {
+            power,
+            _dir: dir,
+            next_host: AtomicU32::new(1),
+        };
+        for line in [
+            "link add lan0 type bridge",
+            "addr add 10.99.0.254/24 dev lan0",
+            "link set lan0 up",
+        ] {
+            Ran::of(
+                Command::new("nsenter")
+                    .args(enter(lan.power.pid_one))
+                    .arg("ip")
+                    .args(line.split(' ')),
+                b"",
+            )
+            .ok();
         }
         lan
     }
@@ -86,7 +120,12 @@ impl Lan {
     /// Runs a program on the LAN, outside every box.
     #[track_caller]
     pub fn run(&self, args: &[&str]) -> Ran {
-        Ran::of(Command::new("nsenter").args(enter(self.power.pid_one)).args(args), b"")
+        Ran::of(
+            Command::new("nsenter")
+                .args(enter(self.power.pid_one))
+                .args(args),
+            b"",
+        )
     }
 }
 
@@ -99,7 +138,9 @@ impl Default for Lan {
 /// The arguments of `nsenter` that lead into the namespaces of `pid_one`.
 fn enter(pid_one: u32) -> Vec<String> {
     let target = pid_one.to_string();
-    ["-t", &target, "-m", "-n", "-p", "-u", "-i", "--"].map(str::to_owned).to_vec()
+    ["-t", &target, "-m", "-n", "-p", "-u", "-i", "--"]
+        .map(str::to_owned)
+        .to_vec()
 }
 
 /// One simulated edge machine. Dropping it cuts the power and throws the disk away.
@@ -136,13 +177,24 @@ impl EdgeBox {
         let power = Power::on(self.dir.path(), &self.name);
         let (inside, outside) = (power.pid_one.to_string(), lan.power.pid_one.to_string());
         self.power = Some(power);
+        // After a power cut the kernel takes the old cable away in its own time; be first.
+        lan.run(&["ip", "link", "del", &self.port_on_lan]);
         // The veth pair is made inside the box and one end moved to the LAN; the host's namespace never sees it.
         for line in [
-            format!("ip link add eth0 type veth peer name {} netns {outside}", self.port_on_lan),
+            format!(
+                "ip link add eth0 type veth peer name {} netns {outside}",
+                self.port_on_lan
+            ),
             format!("ip addr add {}/24 dev eth0", self.address),
             "ip link set eth0 up".to_owned(),
         ] {
-            Ran::of(Command::new("nsenter").args(["-t", &inside, "-n", "--"]).args(line.split(' ')), b"").ok();
+            Ran::of(
+                Command::new("nsenter")
+                    .args(["-t", &inside, "-n", "--"])
+                    .args(line.split(' ')),
+                b"",
+            )
+            .ok();
         }
         for line in [
             format!("ip link set {} master lan0", self.port_on_lan),
@@ -150,7 +202,8 @@ impl EdgeBox {
         ] {
             lan.run(&line.split(' ').collect::<Vec<_>>()).ok();
         }
-        self.run(&["ip", "route", "add", "default", "via", "10.99.0.254"]).ok();
+        self.run(&["ip", "route", "add", "default", "via", "10.99.0.254"])
+            .ok();
     }
 
     /// Cuts the power: everything inside is killed at once, the namespaces are gone, the disk stays.
@@ -205,11 +258,24 @@ impl EdgeBox {
     /// Starts `amphipod server` (all-in-one) in the box; its log is `amphipod.log` on the disk.
     #[track_caller]
     pub fn start(&mut self, args: &[&str]) {
-        assert!(self.program.is_none(), "amphipod already runs in {}", self.name);
-        let log = fs::File::options().create(true).append(true).open(self.log_path()).unwrap();
+        assert!(
+            self.program.is_none(),
+            "amphipod already runs in {}",
+            self.name
+        );
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.log_path())
+            .unwrap();
         let mut command = self.command(binary().to_str().expect("a UTF-8 path"));
-        command.args(["server", "--cgroup-root", &format!("/{}", self.name)]).args(args);
-        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        command
+            .args(["server", "--cgroup-root", &format!("/{}", self.name)])
+            .args(args);
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
         self.program = Some(command.spawn().expect("starting nsenter"));
     }
 
@@ -227,15 +293,24 @@ impl EdgeBox {
     pub fn program_pid(&self) -> u32 {
         let nsenter = self.program.as_ref().expect("amphipod was started").id();
         // nsenter forks when it enters a PID namespace: the program is its child.
-        let children = fs::read_to_string(format!("/proc/{nsenter}/task/{nsenter}/children")).unwrap_or_default();
-        children.split_whitespace().next().and_then(|pid| pid.parse().ok()).expect("nsenter has a child")
+        let children = fs::read_to_string(format!("/proc/{nsenter}/task/{nsenter}/children"))
+            .unwrap_or_default();
+        children
+            .split_whitespace()
+            .next()
+            .and_then(|pid| pid.parse().ok())
+            .expect("nsenter has a child")
     }
 
     /// `kill -9` of the one process that is both server and agent. Containers and their keeper are not touched.
     #[track_caller]
     pub fn kill_program(&mut self) {
         let pid = self.program_pid();
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), nix::sys::signal::Signal::SIGKILL).unwrap();
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(pid as i32),
+            nix::sys::signal::Signal::SIGKILL,
+        )
+        .unwrap();
         let _ = self.program.take().expect("amphipod was started").wait();
     }
 
@@ -245,18 +320,31 @@ impl EdgeBox {
         let kubectl = self.kubectl();
         let condition = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
         eventually("the node to be Ready", Duration::from_secs(30), || {
-            if let Some(status) = self.program.as_mut().and_then(|p| p.try_wait().ok().flatten()) {
+            if let Some(status) = self
+                .program
+                .as_mut()
+                .and_then(|p| p.try_wait().ok().flatten())
+            {
                 panic!("amphipod ended with {status}:\n{}", self.log());
             }
             let ran = kubectl.run(&["get", "node", &self.name, "-o", condition]);
-            if ran.stdout == "True" { Ok(()) } else { Err(format!("{ran:?}\n{}", self.log())) }
+            if ran.stdout == "True" {
+                Ok(())
+            } else {
+                Err(format!("{ran:?}\n{}", self.log()))
+            }
         });
     }
 
     /// kubectl in this box, in the namespace `default`.
     pub fn kubectl(&self) -> Kubectl {
-        let enter = std::iter::once("nsenter".to_owned()).chain(self.enter()).collect();
-        Kubectl { enter, namespace: "default".to_owned() }
+        let enter = std::iter::once("nsenter".to_owned())
+            .chain(self.enter())
+            .collect();
+        Kubectl {
+            enter,
+            namespace: "default".to_owned(),
+        }
     }
 }
 

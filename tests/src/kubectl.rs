@@ -21,13 +21,20 @@ impl Ran {
     /// Runs `command` to its end with `stdin` as its input.
     #[track_caller]
     pub fn of(command: &mut Command, stdin: &[u8]) -> Ran {
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap_or_else(|e| panic!("starting {command:?}: {e}"));
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command
+            .spawn()
+            .unwrap_or_else(|e| panic!("starting {command:?}: {e}"));
         let mut pipe = child.stdin.take().unwrap();
         let stdin = stdin.to_vec();
         // From a thread, so that a program that prints before it has read everything cannot block us.
         let writer = std::thread::spawn(move || drop(pipe.write_all(&stdin)));
-        let output = child.wait_with_output().unwrap_or_else(|e| panic!("waiting for {command:?}: {e}"));
+        let output = child
+            .wait_with_output()
+            .unwrap_or_else(|e| panic!("waiting for {command:?}: {e}"));
         writer.join().unwrap();
         output.into()
     }
@@ -35,14 +42,22 @@ impl Ran {
     /// The standard output of a run that must have succeeded.
     #[track_caller]
     pub fn ok(self) -> String {
-        assert_eq!(self.code, 0, "failed with:\n{}\nand printed:\n{}", self.stderr, self.stdout);
+        assert_eq!(
+            self.code, 0,
+            "failed with:\n{}\nand printed:\n{}",
+            self.stderr, self.stdout
+        );
         self.stdout
     }
 
     /// The standard error of a run that must have failed.
     #[track_caller]
     pub fn refused(self) -> String {
-        assert_ne!(self.code, 0, "must fail, but printed:\n{}\n{}", self.stdout, self.stderr);
+        assert_ne!(
+            self.code, 0,
+            "must fail, but printed:\n{}\n{}",
+            self.stdout, self.stderr
+        );
         self.stderr
     }
 }
@@ -51,7 +66,10 @@ impl From<Output> for Ran {
     fn from(output: Output) -> Ran {
         use std::os::unix::process::ExitStatusExt;
         Ran {
-            code: output.status.code().unwrap_or_else(|| 128 + output.status.signal().unwrap_or(0)),
+            code: output
+                .status
+                .code()
+                .unwrap_or_else(|| 128 + output.status.signal().unwrap_or(0)),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         }
@@ -69,7 +87,10 @@ pub struct Kubectl {
 impl Kubectl {
     /// The same cluster, another namespace.
     pub fn in_namespace(&self, namespace: &str) -> Kubectl {
-        Kubectl { enter: self.enter.clone(), namespace: namespace.to_owned() }
+        Kubectl {
+            enter: self.enter.clone(),
+            namespace: namespace.to_owned(),
+        }
     }
 
     /// Creates a namespace and waits until its service account exists, so that pods can be created in it.
@@ -77,10 +98,18 @@ impl Kubectl {
     pub fn new_namespace(&self, name: &str) -> Kubectl {
         self.run(&["create", "namespace", name]).ok();
         let kubectl = self.in_namespace(name);
-        eventually("the namespace's default service account", Duration::from_secs(10), || {
-            let ran = kubectl.run(&["get", "serviceaccount", "default"]);
-            if ran.code == 0 { Ok(()) } else { Err(ran.stderr) }
-        });
+        eventually(
+            "the namespace's default service account",
+            Duration::from_secs(10),
+            || {
+                let ran = kubectl.run(&["get", "serviceaccount", "default"]);
+                if ran.code == 0 {
+                    Ok(())
+                } else {
+                    Err(ran.stderr)
+                }
+            },
+        );
         kubectl
     }
 
@@ -89,7 +118,12 @@ impl Kubectl {
         let mut command = Command::new(&self.enter[0]);
         command
             .args(&self.enter[1..])
-            .args(["kubectl", "--kubeconfig=/etc/amphipod/kubeconfig", "--namespace", &self.namespace])
+            .args([
+                "kubectl",
+                "--kubeconfig=/etc/amphipod/kubeconfig",
+                "--namespace",
+                &self.namespace,
+            ])
             .args(args);
         command
     }
@@ -115,18 +149,29 @@ impl Kubectl {
     /// `kubectl get ARGS -o json`, parsed.
     #[track_caller]
     pub fn get(&self, args: &[&str]) -> Value {
-        let args: Vec<&str> = ["get"].iter().chain(args).chain(&["-o", "json"]).copied().collect();
+        let args: Vec<&str> = ["get"]
+            .iter()
+            .chain(args)
+            .chain(&["-o", "json"])
+            .copied()
+            .collect();
         serde_json::from_str(&self.run(&args).ok()).expect("kubectl prints JSON")
     }
 
     /// Waits for a condition with `kubectl wait`, and tells on failure what the objects look like.
     #[track_caller]
     pub fn wait_for(&self, what: &str, condition: &str, seconds: u32) {
-        let (condition, timeout) = (format!("--for={condition}"), format!("--timeout={seconds}s"));
+        let (condition, timeout) = (
+            format!("--for={condition}"),
+            format!("--timeout={seconds}s"),
+        );
         let ran = self.run(&["wait", what, &condition, &timeout]);
         if ran.code != 0 {
             let described = self.run(&["describe", what]).stdout;
-            panic!("{what} was not {condition} after {seconds} s: {}\n{described}", ran.stderr);
+            panic!(
+                "{what} was not {condition} after {seconds} s: {}\n{described}",
+                ran.stderr
+            );
         }
     }
 }

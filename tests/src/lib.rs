@@ -6,11 +6,13 @@
 #![allow(clippy::unwrap_used)]
 
 mod edge_box;
+mod image;
 mod kubectl;
 mod registry;
 mod wait;
 
 pub use edge_box::{EdgeBox, Lan, binary};
+pub use image::{BUSYBOX, Image, Tar, digest};
 pub use kubectl::{Kubectl, Ran};
 pub use registry::Registry;
 pub use wait::eventually;

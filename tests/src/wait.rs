@@ -6,7 +6,11 @@ use std::time::{Duration, Instant};
 ///
 /// `probe` says in its error what it saw instead, which is what a reader of a failed test needs.
 #[track_caller]
-pub fn eventually<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Result<T, String>) -> T {
+pub fn eventually<T>(
+    what: &str,
+    limit: Duration,
+    mut probe: impl FnMut() -> Result<T, String>,
+) -> T {
     let start = Instant::now();
     let mut pause = Duration::from_millis(10);
     loop {

@@ -9,7 +9,10 @@ use std::process::Command;
 use serde_json::Value;
 
 fn project() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap()
+        .to_owned()
 }
 
 /// The words between backticks in `text`.
@@ -24,8 +27,14 @@ fn invariants(page: &str) -> Vec<(String, Vec<String>)> {
         .filter_map(|(_, sentence)| sentence.split_once(" does not know "))
         .map(|(subject, rest)| {
             let list = rest.split(". ").next().unwrap();
-            let subject = quoted(subject).pop().expect("a crate's name in backticks").to_owned();
-            (subject, quoted(list).into_iter().map(str::to_owned).collect())
+            let subject = quoted(subject)
+                .pop()
+                .expect("a crate's name in backticks")
+                .to_owned();
+            (
+                subject,
+                quoted(list).into_iter().map(str::to_owned).collect(),
+            )
         })
         .collect()
 }
@@ -37,7 +46,11 @@ fn reachable() -> BTreeMap<String, BTreeSet<String>> {
         .current_dir(project())
         .output()
         .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
     let name_of: BTreeMap<&str, &str> = metadata["packages"]
         .as_array()
@@ -48,9 +61,16 @@ fn reachable() -> BTreeMap<String, BTreeSet<String>> {
     let mut edges: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for node in metadata["resolve"]["nodes"].as_array().unwrap() {
         let to = node["deps"].as_array().unwrap().iter().filter(|dep| {
-            dep["dep_kinds"].as_array().unwrap().iter().any(|kind| kind["kind"].as_str() != Some("dev"))
+            dep["dep_kinds"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|kind| kind["kind"].as_str() != Some("dev"))
         });
-        edges.insert(node["id"].as_str().unwrap(), to.map(|dep| dep["pkg"].as_str().unwrap()).collect());
+        edges.insert(
+            node["id"].as_str().unwrap(),
+            to.map(|dep| dep["pkg"].as_str().unwrap()).collect(),
+        );
     }
     let members = metadata["workspace_members"].as_array().unwrap();
     members
@@ -76,19 +96,34 @@ fn each_crate_knows_only_what_the_architecture_page_allows() {
     let invariants = invariants(&page);
     let reachable = reachable();
     for name in reachable.keys().filter(|name| *name != "amphipod") {
-        assert!(invariants.iter().any(|(subject, _)| subject == name), "the page has no invariant for {name}");
+        assert!(
+            invariants.iter().any(|(subject, _)| subject == name),
+            "the page has no invariant for {name}"
+        );
     }
     for (subject, unknown) in invariants {
-        let known = reachable.get(&subject).unwrap_or_else(|| panic!("{subject} is not in the workspace"));
-        assert!(!unknown.is_empty(), "the invariant of {subject} names no crate");
+        let known = reachable
+            .get(&subject)
+            .unwrap_or_else(|| panic!("{subject} is not in the workspace"));
+        assert!(
+            !unknown.is_empty(),
+            "the invariant of {subject} names no crate"
+        );
         for name in unknown {
-            assert!(!known.contains(&name), "{subject} must not know {name}, but depends on it");
+            assert!(
+                !known.contains(&name),
+                "{subject} must not know {name}, but depends on it"
+            );
         }
     }
 }
 
 #[test]
 fn an_invariant_sentence_is_read_as_written() {
-    let page = "* **Architecture invariant:** `a` does not know `b`, `c`. It knows `d`.\nOther `text`.";
-    assert_eq!(invariants(page), [("a".to_owned(), vec!["b".to_owned(), "c".to_owned()])]);
+    let page =
+        "* **Architecture invariant:** `a` does not know `b`, `c`. It knows `d`.\nOther `text`.";
+    assert_eq!(
+        invariants(page),
+        [("a".to_owned(), vec!["b".to_owned(), "c".to_owned()])]
+    );
 }

@@ -48,7 +48,11 @@ fn main() -> Result<()> {
         ForkResult::Child => {
             drop(ready);
             let outcome = become_pid_one(&dir, &name);
-            let message = outcome.as_ref().err().map(|e| format!("{e:#}")).unwrap_or_default();
+            let message = outcome
+                .as_ref()
+                .err()
+                .map(|e| format!("{e:#}"))
+                .unwrap_or_default();
             let mut pipe = fs::File::from(ready_in_child);
             let _ = pipe.write_all(message.as_bytes());
             drop(pipe);
@@ -65,7 +69,11 @@ fn main() -> Result<()> {
                 wait_for_power_cut();
             }
             power_off(child, &name);
-            if message.is_empty() { Ok(()) } else { bail!(message) }
+            if message.is_empty() {
+                Ok(())
+            } else {
+                bail!(message)
+            }
         }
     }
 }
@@ -73,7 +81,8 @@ fn main() -> Result<()> {
 /// Sets up the mounts and the loopback interface of the box; runs as PID 1 of the new namespaces.
 fn become_pid_one(dir: &Path, name: &str) -> Result<()> {
     let none: Option<&str> = None;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("making mounts private")?;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+        .context("making mounts private")?;
     mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), none).context("mounting /proc")?;
     for (part, target) in [
         ("lib", "/var/lib/amphipod"),
@@ -87,11 +96,25 @@ fn become_pid_one(dir: &Path, name: &str) -> Result<()> {
         mount(Some(&source), target, none, MsFlags::MS_BIND, none)
             .with_context(|| format!("mounting {} on {target}", source.display()))?;
     }
-    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), Some("mode=755")).context("mounting /run")?;
+    mount(
+        Some("tmpfs"),
+        "/run",
+        Some("tmpfs"),
+        MsFlags::empty(),
+        Some("mode=755"),
+    )
+    .context("mounting /run")?;
     // An empty resolver configuration: a box reaches nothing but what its test gave it.
     let resolv = dir.join("resolv.conf");
     fs::write(&resolv, "# no name server in a box\n")?;
-    mount(Some(&resolv), "/etc/resolv.conf", none, MsFlags::MS_BIND, none).context("mounting resolv.conf")?;
+    mount(
+        Some(&resolv),
+        "/etc/resolv.conf",
+        none,
+        MsFlags::MS_BIND,
+        none,
+    )
+    .context("mounting resolv.conf")?;
     sethostname(name).context("setting the host name")?;
     loopback_up().context("setting lo up")
 }
@@ -107,7 +130,11 @@ fn loopback_up() -> Result<()> {
     // SAFETY: `ifreq` is plain data, its name is NUL-terminated by the zeroed rest, and the kernel only reads it.
     let status = unsafe {
         let mut request: libc::ifreq = std::mem::zeroed();
-        for (to, from) in request.ifr_name.iter_mut().zip(CString::new("lo")?.as_bytes()) {
+        for (to, from) in request
+            .ifr_name
+            .iter_mut()
+            .zip(CString::new("lo")?.as_bytes())
+        {
             *to = *from as libc::c_char;
         }
         request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
@@ -128,7 +155,9 @@ fn reap_forever() -> Result<()> {
         unsafe { libc::close(fd) };
     }
     loop {
-        while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|status| status != WaitStatus::StillAlive) {}
+        while waitpid(None, Some(WaitPidFlag::WNOHANG))
+            .is_ok_and(|status| status != WaitStatus::StillAlive)
+        {}
         child_ended.wait().context("waiting for a child")?;
     }
 }
@@ -143,9 +172,15 @@ fn wait_for_power_cut() {
 fn power_off(child: Pid, name: &str) {
     let _ = kill(child, Signal::SIGKILL);
     let _ = waitpid(child, None);
-    let Ok(hierarchies) = fs::read_dir("/sys/fs/cgroup") else { return };
+    let Ok(hierarchies) = fs::read_dir("/sys/fs/cgroup") else {
+        return;
+    };
     let pure_v2 = PathBuf::from("/sys/fs/cgroup").join(name);
-    for group in hierarchies.flatten().map(|h| h.path().join(name)).chain([pure_v2]) {
+    for group in hierarchies
+        .flatten()
+        .map(|h| h.path().join(name))
+        .chain([pure_v2])
+    {
         // A group of processes that were just killed can be busy for a moment.
         for _ in 0..50 {
             remove_group(&group);

@@ -1,7 +1,7 @@
 //! Boxes and the local network between them.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -73,6 +73,17 @@ impl Power {
             supply,
             pid_one,
         }
+    }
+}
+
+impl Power {
+    /// Cuts the power but keeps the disk.
+    fn off(mut self) {
+        let _ = self
+            .switch
+            .as_mut()
+            .expect("the power is on")
+            .write_all(b"k");
     }
 }
 
@@ -208,7 +219,9 @@ impl EdgeBox {
 
     /// Cuts the power: everything inside is killed at once, the namespaces are gone, the disk stays.
     pub fn power_off(&mut self) {
-        drop(self.power.take());
+        if let Some(power) = self.power.take() {
+            power.off();
+        }
         if let Some(mut program) = self.program.take() {
             let _ = program.wait();
         }

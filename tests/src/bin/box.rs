@@ -8,7 +8,8 @@
 //! Two processes make it: this one stays outside and is the power supply; its child is PID 1 inside. The power supply
 //! prints the host PID of PID 1 on standard output and then reads standard input. At the end of that input (the test
 //! finished, panicked or was killed) it cuts the power: SIGKILL to PID 1, upon which the kernel kills every process
-//! inside at once and takes the namespaces down. It then removes the control groups that the box left behind.
+//! inside at once and takes the namespaces down. It then removes the control groups that the box left behind, and the
+//! disk too, unless a byte was read before the end: that is how a test says that it will switch the box on again.
 //!
 //! Nothing here needs the project's own code: a box must be able to judge it.
 
@@ -63,12 +64,16 @@ fn main() -> Result<()> {
             drop(ready_in_child);
             let mut message = String::new();
             fs::File::from(ready).read_to_string(&mut message)?;
+            let mut keep_disk = true;
             if message.is_empty() {
                 println!("{child}");
                 std::io::stdout().flush()?;
-                wait_for_power_cut();
+                keep_disk = wait_for_power_cut();
             }
             power_off(child, &name);
+            if !keep_disk {
+                let _ = fs::remove_dir_all(&dir);
+            }
             if message.is_empty() {
                 Ok(())
             } else {
@@ -162,10 +167,14 @@ fn reap_forever() -> Result<()> {
     }
 }
 
-/// Returns when standard input ends.
-fn wait_for_power_cut() {
-    let mut buffer = [0u8; 64];
-    while matches!(std::io::stdin().read(&mut buffer), Ok(n) if n > 0) {}
+/// Returns when standard input ends: whether a byte was read, which means that the disk is kept.
+fn wait_for_power_cut() -> bool {
+    let mut keep_disk = false;
+    let mut byte = [0u8; 1];
+    while matches!(std::io::stdin().read(&mut byte), Ok(1)) {
+        keep_disk = true;
+    }
+    keep_disk
 }
 
 /// Kills PID 1 (and so everything inside) and removes the box's control groups.

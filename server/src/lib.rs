@@ -4,6 +4,10 @@
 //! namespaces, default roles), serves HTTPS, and returns when `/readyz` would say ok.
 
 pub mod auth;
+pub mod cache;
+pub mod http;
+pub mod resources;
+pub mod store;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;

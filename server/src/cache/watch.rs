@@ -1,0 +1,66 @@
+//! A position in a table's ring. It holds no queue: a slow watch costs nothing, and in the end falls off the ring.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::table::{Event, Gone, Table};
+
+/// The events of a table after a revision, in order, none skipped and none repeated.
+pub struct Watch {
+    table: Arc<Table>,
+    /// The sequence number of the next event.
+    next: u64,
+    /// Every event up to this revision was told.
+    seen: u64,
+    changed: watch::Receiver<u64>,
+}
+
+/// How many events are handed out at once.
+const BATCH: usize = 256;
+
+impl Watch {
+    pub(super) fn new(table: Arc<Table>, next: u64, seen: u64, changed: watch::Receiver<u64>) -> Watch {
+        Watch { table, next, seen, changed }
+    }
+
+    /// Waits for events and takes them, at least one. Cancel-safe: events are only taken when returned.
+    ///
+    /// # Errors
+    /// [`Gone`]: this watch was too slow, events it had not taken have left the ring.
+    pub async fn next(&mut self) -> Result<Vec<Arc<Event>>, Gone> {
+        loop {
+            self.changed.mark_unchanged();
+            let events = self.try_next()?;
+            if !events.is_empty() {
+                return Ok(events);
+            }
+            // The table lives as long as this watch, and the sender with it.
+            let _ = self.changed.changed().await;
+        }
+    }
+
+    /// Takes the events that are there now, possibly none.
+    ///
+    /// # Errors
+    /// As [`Watch::next`].
+    pub fn try_next(&mut self) -> Result<Vec<Arc<Event>>, Gone> {
+        let (events, revision) =
+            self.table.events(self.next, BATCH).map_err(|gone| Gone { requested: self.seen, ..gone })?;
+        self.next += events.len() as u64;
+        self.seen = match events.last() {
+            Some(last) if events.len() == BATCH => last.revision,
+            _ => self.seen.max(revision),
+        };
+        Ok(events)
+    }
+
+    /// The revision that this watch has reached: a bookmark. All events up to it were taken.
+    pub fn revision(&self) -> u64 {
+        self.seen
+    }
+
+    pub fn table(&self) -> &Arc<Table> {
+        &self.table
+    }
+}

@@ -1,0 +1,203 @@
+//! [`Store`] on one SQLite file: a handle to the writer thread.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, SystemTime};
+
+use futures_util::future::BoxFuture;
+use tokio::sync::oneshot;
+use tracing::{error, warn};
+
+use super::log::Log;
+use super::writer::{Command, Reply, Shared, Writer};
+use super::{Position, Record, Sink, Store, StoreError, Write};
+
+/// How a [`SqliteStore`] trades history, flash wear and loss.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Obsolete rows kept so that watches can resume after a restart: at least this many, if they fit in `keep_bytes`.
+    pub keep_rows: usize,
+    /// The most bytes of obsolete values kept.
+    pub keep_bytes: usize,
+    /// How long a lazily stored new or deleted key may be lost to a crash.
+    pub lazy_delay: Duration,
+    /// How long a lazily stored change to a key that is already on disk may be.
+    pub lazy_rewrite_delay: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            keep_rows: 1000,
+            keep_bytes: 8 << 20,
+            lazy_delay: Duration::from_secs(5),
+            lazy_rewrite_delay: Duration::from_secs(300),
+        }
+    }
+}
+
+/// The revision log in an SQLite file. Dropping it closes it as [`Store::close`] does, without waiting.
+pub struct SqliteStore {
+    commands: Mutex<Option<mpsc::Sender<Command>>>,
+    shared: Arc<Shared>,
+}
+
+/// A store that was opened, and what had to be done for it.
+pub struct Opened {
+    pub store: SqliteStore,
+    /// The damaged file was put here, and the store begins anew or from its backup.
+    pub quarantined: Option<PathBuf>,
+}
+
+impl SqliteStore {
+    /// Opens the file, or makes it, and starts the writer thread. Takes time in proportion to the file: `quick_check` reads it.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] for a damaged file; others for one that cannot be used.
+    pub fn open(path: &Path, options: Options) -> Result<SqliteStore, StoreError> {
+        let (writer, shared) = Writer::new(Log::open(path)?, options)?;
+        let (sender, receiver) = mpsc::channel();
+        std::thread::Builder::new()
+            .name("store".to_owned())
+            .stack_size(512 * 1024)
+            .spawn(move || writer.run(&receiver))
+            .map_err(|error| StoreError::Failed(format!("starting the writer thread: {error}")))?;
+        Ok(SqliteStore { commands: Mutex::new(Some(sender)), shared })
+    }
+
+    /// Opens the file; if it is damaged, moves it aside for inspection and begins anew from `restore`, a backup, if that is
+    /// a sound one. Says so loudly.
+    ///
+    /// # Errors
+    /// The file cannot be used, or moved.
+    pub fn open_or_quarantine(path: &Path, options: Options, restore: Option<&Path>) -> Result<Opened, StoreError> {
+        let damage = match SqliteStore::open(path, options.clone()) {
+            Ok(store) => return Ok(Opened { store, quarantined: None }),
+            Err(StoreError::Corrupt(damage)) => damage,
+            Err(error) => return Err(error),
+        };
+        let aside = quarantine(path)?;
+        error!(%damage, file = %aside.display(), "the state database is damaged and was moved aside");
+        if let Some(backup) = restore.filter(|backup| backup.exists()) {
+            match restore_from(backup, path, &options) {
+                Ok(store) => {
+                    warn!(backup = %backup.display(), "the state was restored from its last backup; later changes are lost");
+                    return Ok(Opened { store, quarantined: Some(aside) });
+                }
+                Err(error) => error!(%error, backup = %backup.display(), "the backup cannot be used"),
+            }
+        }
+        error!("no backup of the state: beginning with an empty one");
+        Ok(Opened { store: SqliteStore::open(path, options)?, quarantined: Some(aside) })
+    }
+
+    /// Writes a consistent copy to `path`, replacing an older one. Commits wait meanwhile.
+    ///
+    /// # Errors
+    /// What the disk said.
+    pub async fn backup(&self, path: &Path) -> Result<(), StoreError> {
+        let failed = |what: &str, error: std::io::Error| StoreError::Failed(format!("{what}: {error}"));
+        let fresh = path.with_extension("new");
+        match std::fs::remove_file(&fresh) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(failed("removing an unfinished backup", error));
+            }
+            _ => {}
+        }
+        self.ask(|reply| Command::Backup(fresh.clone(), reply)).await?;
+        std::fs::File::open(&fresh)
+            .and_then(|file| file.sync_all())
+            .and_then(|()| std::fs::rename(&fresh, path))
+            .map_err(|error| failed("finishing the backup", error))
+    }
+
+    fn send(&self, command: Command) -> Result<(), StoreError> {
+        let commands = self.commands.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        commands.as_ref().and_then(|commands| commands.send(command).ok()).ok_or(StoreError::Closed)
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(command(reply))?;
+        answer.await.unwrap_or(Err(StoreError::Closed))
+    }
+}
+
+impl Store for SqliteStore {
+    fn commit(&self, write: Write) -> BoxFuture<'_, Result<u64, StoreError>> {
+        Box::pin(self.ask(|reply| Command::Commit(write, reply)))
+    }
+
+    fn position(&self) -> Position {
+        Position {
+            revision: self.shared.revision.load(Ordering::Acquire),
+            horizon: self.shared.horizon.load(Ordering::Acquire),
+            lazy_horizon: self.shared.lazy_horizon,
+        }
+    }
+
+    fn load<'a>(
+        &'a self,
+        prefix: &'a str,
+        at: u64,
+        visit: Box<dyn FnMut(Record) + Send>,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(self.ask(move |reply| Command::Load { prefix: prefix.to_owned(), at, visit, reply }))
+    }
+
+    fn watch(&self, after: u64, sink: Sink) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(self.ask(move |reply| Command::Watch { after, sink, reply }))
+    }
+
+    fn compact(&self, revision: u64) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(self.ask(move |reply| Command::Compact(revision, reply)))
+    }
+
+    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async {
+            let result = self.ask(|reply| Command::Close(Some(reply))).await;
+            self.commands.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+            result
+        })
+    }
+}
+
+/// Moves the file and its log aside: `state.db` becomes `state.db.damaged-SECONDS`.
+fn quarantine(path: &Path) -> Result<PathBuf, StoreError> {
+    let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let with = |suffix: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        PathBuf::from(name)
+    };
+    let mut aside = with(&format!(".damaged-{seconds}"));
+    let mut again = 0;
+    while aside.exists() {
+        again += 1;
+        aside = with(&format!(".damaged-{seconds}-{again}"));
+    }
+    let moved = |error: std::io::Error| StoreError::Failed(format!("moving the damaged database aside: {error}"));
+    std::fs::rename(path, &aside).map_err(moved)?;
+    let wal = with("-wal");
+    if wal.exists() {
+        let mut name = aside.as_os_str().to_owned();
+        name.push("-wal");
+        std::fs::rename(&wal, name).map_err(moved)?;
+    }
+    Ok(aside)
+}
+
+/// How far revisions jump after a restore: more than were given out since any backup, as none may be given out twice.
+const RESTORE_JUMP: u64 = 1 << 32;
+
+fn restore_from(backup: &Path, path: &Path, options: &Options) -> Result<SqliteStore, StoreError> {
+    std::fs::copy(backup, path).map_err(|error| StoreError::Failed(format!("copying the backup: {error}")))?;
+    let opened = Log::open(path).and_then(|mut log| log.jump(RESTORE_JUMP));
+    if let Err(error) = opened {
+        // The damaged copy must not stand in the way of an empty beginning.
+        let _ = std::fs::remove_file(path);
+        return Err(error);
+    }
+    SqliteStore::open(path, options.clone())
+}

@@ -1,0 +1,1 @@
+//! OpenAPI and discovery documents, made from the catalog on demand.

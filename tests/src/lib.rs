@@ -9,10 +9,12 @@ mod edge_box;
 mod image;
 mod kubectl;
 mod registry;
+mod shared;
 mod wait;
 
 pub use edge_box::{EdgeBox, Lan, binary};
 pub use image::{BUSYBOX, Image, Tar, digest};
 pub use kubectl::{Kubectl, Ran};
 pub use registry::Registry;
+pub use shared::{Shared, namespace, shared};
 pub use wait::eventually;

@@ -4,35 +4,10 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
-use std::sync::OnceLock;
 use std::time::Duration;
 
-use amphipod_tests::{BUSYBOX, EdgeBox, Kubectl, Lan, Registry, eventually};
+use amphipod_tests::{BUSYBOX, eventually, namespace, shared};
 use serde_json::json;
-
-/// One ready box for all tests of this file; each test works in a namespace of its own. The box ends with the process.
-struct Shared {
-    edge_box: EdgeBox,
-    _registry: Registry,
-    _lan: Lan,
-}
-
-fn shared() -> &'static Shared {
-    static SHARED: OnceLock<Shared> = OnceLock::new();
-    SHARED.get_or_init(|| {
-        let lan = Lan::new();
-        let edge_box = EdgeBox::ready(&lan);
-        Shared {
-            _registry: Registry::start(&edge_box),
-            edge_box,
-            _lan: lan,
-        }
-    })
-}
-
-fn namespace(name: &str) -> Kubectl {
-    shared().edge_box.kubectl().new_namespace(name)
-}
 
 fn deployment(name: &str, replicas: u32) -> String {
     format!(

@@ -1,0 +1,160 @@
+//! Images come from a real registry, whole or not at all.
+
+#![allow(clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use amphipod_tests::{Image, Kubectl, Tar, eventually, namespace, shared};
+use serde_json::{Value, json};
+use tar::EntryType;
+
+fn run(kubectl: &Kubectl, name: &str, image: &str) {
+    kubectl
+        .run(&[
+            "run",
+            name,
+            "--image",
+            image,
+            "--restart=Never",
+            "--command",
+            "--",
+            "sh",
+            "-c",
+            "cat /added; sleep 3600",
+        ])
+        .ok();
+}
+
+/// Waits until the pod's container waits for `reason`; returns the message.
+fn waiting(kubectl: &Kubectl, name: &str, reason: &[&str]) -> String {
+    eventually(
+        &format!("{name} to say {reason:?}"),
+        Duration::from_secs(30),
+        || {
+            let state: Value =
+                kubectl.get(&["pod", name])["status"]["containerStatuses"][0]["state"]["waiting"]
+                    .clone();
+            if reason.contains(&state["reason"].as_str().unwrap_or_default()) {
+                Ok(state["message"].as_str().unwrap_or_default().to_owned())
+            } else {
+                Err(state.to_string())
+            }
+        },
+    )
+}
+
+fn layer(fill: impl FnOnce(&mut Tar)) -> Image {
+    let mut tar = Tar::default();
+    fill(&mut tar);
+    Image::busybox().layer(tar)
+}
+
+#[test]
+fn a_pod_runs_an_image_from_the_registry_and_says_which() {
+    let kubectl = namespace("pulling");
+    let digest = shared().registry.add(
+        &layer(|tar| {
+            tar.file("added", "here\n");
+        }),
+        "good",
+        "1",
+    );
+    run(&kubectl, "it", "127.0.0.1:5000/good:1");
+    kubectl.wait_for("pod/it", "condition=Ready", 30);
+    assert_eq!(kubectl.run(&["logs", "it"]).ok(), "here\n");
+    let status = kubectl.get(&["pod", "it"])["status"]["containerStatuses"][0].clone();
+    assert!(
+        status["imageID"].as_str().unwrap().ends_with(&digest),
+        "{status}"
+    );
+    let described = kubectl.run(&["describe", "pod", "it"]).ok();
+    assert!(
+        described.contains("Successfully pulled image \"127.0.0.1:5000/good:1\""),
+        "{described}"
+    );
+    run(
+        &kubectl,
+        "by-digest",
+        &format!("127.0.0.1:5000/good@{digest}"),
+    );
+    kubectl.wait_for("pod/by-digest", "condition=Ready", 30);
+}
+
+#[test]
+fn a_missing_or_misnamed_image_is_told_as_kubernetes_does() {
+    let kubectl = namespace("missing");
+    run(&kubectl, "gone", "127.0.0.1:5000/no-such:1");
+    let message = waiting(&kubectl, "gone", &["ErrImagePull", "ImagePullBackOff"]);
+    assert!(message.contains("no-such"), "{message}");
+    waiting(&kubectl, "gone", &["ImagePullBackOff"]);
+    run(&kubectl, "misnamed", "127.0.0.1:5000/UPPER:1");
+    waiting(&kubectl, "misnamed", &["InvalidImageName"]);
+    kubectl.apply(&json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "never"}, "spec": {"containers": [
+        {"name": "main", "image": "127.0.0.1:5000/no-such:2", "imagePullPolicy": "Never"}]}}).to_string());
+    waiting(&kubectl, "never", &["ErrImageNeverPull"]);
+}
+
+#[test]
+fn hostile_layers_are_refused_and_leave_nothing_behind() {
+    let kubectl = namespace("hostile");
+    let cases: [(&str, Image); 5] = [
+        (
+            "dotdot",
+            layer(|tar| {
+                tar.file("../../../../../../hostile-dotdot", "x");
+            }),
+        ),
+        (
+            "through-link",
+            layer(|tar| {
+                tar.entry("out", EntryType::Symlink, 0o777, b"", "/");
+                tar.file("out/hostile-link", "x");
+            }),
+        ),
+        (
+            "hard-link",
+            layer(|tar| {
+                tar.entry(
+                    "shadow",
+                    EntryType::Link,
+                    0o644,
+                    b"",
+                    "../../../../../../../etc/shadow",
+                );
+            }),
+        ),
+        (
+            "device",
+            layer(|tar| {
+                tar.entry("disk", EntryType::Block, 0o666, b"", "");
+            }),
+        ),
+        (
+            "huge",
+            layer(|tar| {
+                tar.claiming("huge", EntryType::Regular, 0o644, b"x", "", 1 << 42);
+            }),
+        ),
+    ];
+    for (name, image) in &cases {
+        shared()
+            .registry
+            .add(image, &format!("hostile-{name}"), "1");
+        run(&kubectl, name, &format!("127.0.0.1:5000/hostile-{name}:1"));
+    }
+    for (name, _) in &cases {
+        // A link inside the image that points out of it may be honoured within the image's own root instead.
+        if *name == "through-link" {
+            continue;
+        }
+        let message = waiting(&kubectl, name, &["ErrImagePull", "ImagePullBackOff"]);
+        assert!(!message.is_empty(), "{name} has no message");
+    }
+    for path in [
+        "/hostile-dotdot",
+        "/hostile-link",
+        "/var/lib/amphipod/hostile-dotdot",
+    ] {
+        shared().edge_box.run(&["test", "!", "-e", path]).ok();
+    }
+}

@@ -1,0 +1,729 @@
+//! What a pod may ask for, and gets.
+
+#![allow(clippy::unwrap_used)]
+
+use std::io::{Read, Write};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use amphipod_tests::{BUSYBOX, Kubectl, Ran, eventually, namespace, shared};
+use serde_json::{Value, json};
+
+/// A pod `name` whose spec is the busybox container `main` running `script`, merged with `more` (JSON).
+fn pod(name: &str, script: &str, more: Value) -> String {
+    let mut object = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}},
+        "spec": {
+            "terminationGracePeriodSeconds": 1,
+            "containers": [{"name": "main", "image": BUSYBOX, "command": ["sh", "-c", script]}],
+        },
+    });
+    merge(&mut object, more);
+    object.to_string()
+}
+
+/// RFC 7386, except that lists merge item by item, so that `containers: [{...}]` adds to the first container.
+fn merge(into: &mut Value, from: Value) {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => {
+            from.into_iter()
+                .for_each(|(key, value)| merge(into.entry(key).or_insert(Value::Null), value));
+        }
+        (Value::Array(into), Value::Array(from)) => {
+            for (index, value) in from.into_iter().enumerate() {
+                match into.get_mut(index) {
+                    Some(item) => merge(item, value),
+                    None => into.push(value),
+                }
+            }
+        }
+        (into, from) => *into = from,
+    }
+}
+
+const SLEEP: &str = "trap 'exit 0' TERM; sleep 3600 & wait";
+
+fn ready(kubectl: &Kubectl, name: &str, yaml: &str) {
+    kubectl.apply(yaml);
+    kubectl.wait_for(&format!("pod/{name}"), "condition=Ready", 30);
+}
+
+fn sh(kubectl: &Kubectl, pod: &str, script: &str) -> String {
+    kubectl
+        .run(&["exec", pod, "-c", "main", "--", "sh", "-c", script])
+        .ok()
+}
+
+fn wait_phase(kubectl: &Kubectl, name: &str, phase: &str) {
+    kubectl.wait_for(
+        &format!("pod/{name}"),
+        &format!("jsonpath={{.status.phase}}={phase}"),
+        30,
+    );
+}
+
+#[test]
+fn logs_can_be_read_followed_limited_and_of_the_previous_container() {
+    let kubectl = namespace("logs");
+    let script = "for i in 1 2 3; do echo line $i; done; echo oops >&2; if [ ! -e /keep/x ]; then touch /keep/x; exit 3; fi; sleep 3600";
+    let more = json!({"spec": {"volumes": [{"name": "keep", "emptyDir": {}}], "containers": [{"volumeMounts": [{"name": "keep", "mountPath": "/keep"}]}]}});
+    kubectl.apply(&pod("talker", script, more));
+    kubectl.wait_for(
+        "pod/talker",
+        "jsonpath={.status.containerStatuses[0].restartCount}=1",
+        40,
+    );
+    kubectl.wait_for("pod/talker", "condition=Ready", 30);
+    let text = kubectl.run(&["logs", "talker"]).ok();
+    assert!(
+        text.contains("line 1\nline 2\nline 3\n") && text.contains("oops\n"),
+        "{text}"
+    );
+    assert_eq!(
+        kubectl
+            .run(&["logs", "talker", "--tail=1"])
+            .ok()
+            .lines()
+            .count(),
+        1
+    );
+    assert!(
+        kubectl
+            .run(&["logs", "talker", "--previous", "-c", "main"])
+            .ok()
+            .contains("line 3")
+    );
+    assert!(
+        kubectl
+            .run(&["logs", "talker", "--timestamps"])
+            .ok()
+            .starts_with("20")
+    );
+    assert_eq!(kubectl.run(&["logs", "talker", "--since=1h"]).ok(), text);
+    assert_eq!(
+        kubectl.run(&["logs", "talker", "--limit-bytes=4"]).ok(),
+        "line"
+    );
+    let follow = pod(
+        "counter",
+        "i=0; while [ $i -lt 5 ]; do i=$((i+1)); echo tick $i; sleep 0.2; done",
+        json!({"spec": {"restartPolicy": "Never"}}),
+    );
+    kubectl.apply(&follow);
+    eventually("the first line", Duration::from_secs(20), || {
+        let ran = kubectl.run(&["logs", "counter"]);
+        if ran.stdout.contains("tick") {
+            Ok(())
+        } else {
+            Err(format!("{ran:?}"))
+        }
+    });
+    assert_eq!(
+        kubectl.run(&["logs", "-f", "counter"]).ok(),
+        "tick 1\ntick 2\ntick 3\ntick 4\ntick 5\n"
+    );
+}
+
+#[test]
+fn exec_gives_exit_codes_streams_and_terminals() {
+    let kubectl = namespace("exec");
+    ready(&kubectl, "it", &pod("it", SLEEP, json!({})));
+    assert_eq!(
+        kubectl
+            .run(&["exec", "it", "--", "sh", "-c", "exit 42"])
+            .code,
+        42
+    );
+    let both = kubectl.run(&["exec", "it", "--", "sh", "-c", "echo out; echo err >&2"]);
+    assert_eq!(
+        (both.stdout.as_str(), both.stderr.as_str()),
+        ("out\n", "err\n")
+    );
+    assert_eq!(
+        kubectl
+            .run_with(&["exec", "-i", "it", "--", "cat"], "through\nstdin")
+            .ok(),
+        "through\nstdin"
+    );
+    let big = "x".repeat(300_000);
+    assert_eq!(
+        kubectl
+            .run_with(&["exec", "-i", "it", "--", "cat"], &big)
+            .ok(),
+        big
+    );
+    let missing = kubectl.run(&["exec", "it", "--", "no-such-program"]);
+    assert!(missing.stderr.contains("no-such-program"), "{missing:?}");
+    assert!(
+        kubectl
+            .run(&["exec", "it", "-c", "nope", "--", "true"])
+            .refused()
+            .contains("nope")
+    );
+    // `script` gives kubectl a terminal, whose size the remote side must see.
+    let exec = kubectl.command(&[
+        "exec",
+        "-it",
+        "it",
+        "--",
+        "sh",
+        "-c",
+        "sleep 0.5; stty size; tty",
+    ]);
+    let words: Vec<String> = std::iter::once(exec.get_program())
+        .chain(exec.get_args())
+        .map(|word| format!("'{}'", word.to_str().unwrap().replace('\'', "'\\''")))
+        .collect();
+    let line = format!("stty rows 33 cols 77; {}", words.join(" "));
+    let ran = Ran::of(
+        std::process::Command::new("script").args(["-qec", &line, "/dev/null"]),
+        b"",
+    );
+    assert!(
+        ran.stdout.contains("33 77") && ran.stdout.contains("/dev/pts/"),
+        "{ran:?}"
+    );
+}
+
+#[test]
+fn files_are_copied_both_ways() {
+    let kubectl = namespace("copy");
+    ready(&kubectl, "it", &pod("it", SLEEP, json!({})));
+    let dir = tempfile::tempdir().unwrap();
+    let (there, back) = (dir.path().join("there"), dir.path().join("back"));
+    let content: Vec<u8> = (0..200_000u32).map(|i| (i % 251) as u8).collect();
+    std::fs::write(&there, &content).unwrap();
+    kubectl
+        .run(&["cp", there.to_str().unwrap(), "it:/tmp/file"])
+        .ok();
+    kubectl
+        .run(&["cp", "it:/tmp/file", back.to_str().unwrap()])
+        .ok();
+    assert_eq!(std::fs::read(&back).unwrap(), content);
+}
+
+#[test]
+fn attach_joins_the_running_process() {
+    let kubectl = namespace("attach");
+    let more = json!({"spec": {"containers": [{"stdin": true}]}});
+    ready(
+        &kubectl,
+        "it",
+        &pod(
+            "it",
+            "while read line; do echo got $line; [ $line = end ] && exit 0; done",
+            more,
+        ),
+    );
+    let ran = kubectl.run_with(&["attach", "-i", "it"], "one\nend\n");
+    assert!(ran.stdout.contains("got one\ngot end\n"), "{ran:?}");
+}
+
+#[test]
+fn port_forward_carries_connections() {
+    let kubectl = namespace("forward");
+    ready(
+        &kubectl,
+        "web",
+        &pod("web", "exec httpd -f -p 8080 -h /etc", json!({})),
+    );
+    let mut forward = kubectl
+        .command(&["port-forward", "pod/web", ":8080"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let mut output = std::io::BufReader::new(forward.stdout.take().unwrap());
+    std::io::BufRead::read_line(&mut output, &mut line).unwrap();
+    let port = line
+        .split("127.0.0.1:")
+        .nth(1)
+        .and_then(|rest| rest.split(' ').next())
+        .unwrap_or_else(|| panic!("{line}"));
+    for _ in 0..3 {
+        let page = shared()
+            .edge_box
+            .run(&[
+                "curl",
+                "-sS",
+                "-m5",
+                &format!("http://127.0.0.1:{port}/passwd"),
+            ])
+            .ok();
+        assert!(page.contains("root:x:0:0"), "{page}");
+    }
+    forward.kill().unwrap();
+    forward.wait().unwrap();
+}
+
+#[test]
+fn init_containers_run_in_order_and_sidecars_beside() {
+    let kubectl = namespace("inits");
+    let mount = json!([{"name": "work", "mountPath": "/work"}]);
+    let init = |name: &str, script: &str| json!({"name": name, "image": BUSYBOX, "command": ["sh", "-c", script], "volumeMounts": mount});
+    let mut sidecar = init(
+        "side",
+        "echo side >> /work/order; trap 'exit 0' TERM; sleep 3600 & wait",
+    );
+    sidecar["restartPolicy"] = json!("Always");
+    let more = json!({"spec": {
+        "volumes": [{"name": "work", "emptyDir": {}}],
+        "initContainers": [init("a", "echo a >> /work/order"), sidecar, init("b", "while ! grep -q side /work/order; do sleep 0.05; done; echo b >> /work/order")],
+        "containers": [{"volumeMounts": mount}],
+    }});
+    ready(
+        &kubectl,
+        "it",
+        &pod("it", &format!("echo main >> /work/order; {SLEEP}"), more),
+    );
+    assert_eq!(sh(&kubectl, "it", "cat /work/order"), "a\nside\nb\nmain\n");
+    let status = kubectl.get(&["pod", "it"])["status"].clone();
+    assert_eq!(
+        status["initContainerStatuses"][0]["state"]["terminated"]["reason"],
+        "Completed"
+    );
+    assert_eq!(status["initContainerStatuses"][1]["ready"], true);
+    assert!(kubectl.run(&["get", "pod", "it"]).ok().contains("2/2"));
+}
+
+#[test]
+fn a_crashing_container_is_restarted_with_growing_pauses() {
+    let kubectl = namespace("crash");
+    kubectl.apply(&pod("it", "exit 7", json!({})));
+    eventually("CrashLoopBackOff", Duration::from_secs(40), || {
+        let status = kubectl.get(&["pod", "it"])["status"]["containerStatuses"][0].clone();
+        if status["state"]["waiting"]["reason"] == "CrashLoopBackOff"
+            && status["lastState"]["terminated"]["exitCode"] == 7
+        {
+            Ok(())
+        } else {
+            Err(status.to_string())
+        }
+    });
+    assert!(
+        kubectl
+            .run(&["get", "pod", "it"])
+            .ok()
+            .contains("CrashLoopBackOff")
+    );
+    assert!(
+        kubectl
+            .run(&["describe", "pod", "it"])
+            .ok()
+            .contains("Back-off restarting failed container")
+    );
+}
+
+#[test]
+fn restart_policies_decide_what_an_end_means() {
+    let kubectl = namespace("endings");
+    kubectl.apply(&pod(
+        "good",
+        "exit 0",
+        json!({"spec": {"restartPolicy": "Never"}}),
+    ));
+    kubectl.apply(&pod(
+        "bad",
+        "echo because > /dev/termination-log; exit 9",
+        json!({"spec": {"restartPolicy": "Never"}}),
+    ));
+    kubectl.apply(&pod(
+        "done",
+        "exit 0",
+        json!({"spec": {"restartPolicy": "OnFailure"}}),
+    ));
+    wait_phase(&kubectl, "good", "Succeeded");
+    wait_phase(&kubectl, "done", "Succeeded");
+    wait_phase(&kubectl, "bad", "Failed");
+    let terminated =
+        kubectl.get(&["pod", "bad"])["status"]["containerStatuses"][0]["state"]["terminated"]
+            .clone();
+    assert_eq!(
+        (&terminated["exitCode"], &terminated["reason"]),
+        (&json!(9), &json!("Error"))
+    );
+    assert_eq!(terminated["message"], "because\n");
+    let table = kubectl.run(&["get", "pods"]).ok();
+    assert!(
+        table.contains("Completed") && table.contains("Error"),
+        "{table}"
+    );
+}
+
+#[test]
+fn probes_restart_the_sick_and_hide_the_unready() {
+    let kubectl = namespace("probes");
+    let exec = |file: &str| json!({"exec": {"command": ["test", "-e", file]}, "periodSeconds": 1, "failureThreshold": 1});
+    let more = json!({"spec": {"containers": [{
+        "startupProbe": {"httpGet": {"path": "/passwd", "port": "web"}, "periodSeconds": 1, "failureThreshold": 30},
+        "readinessProbe": exec("/tmp/ready"), "livenessProbe": exec("/tmp/alive"),
+        "ports": [{"name": "web", "containerPort": 80}],
+    }]}});
+    kubectl.apply(&pod(
+        "it",
+        "touch /tmp/alive; exec httpd -f -p 80 -h /etc",
+        more,
+    ));
+    eventually("the container to start", Duration::from_secs(30), || {
+        let status = kubectl.get(&["pod", "it"])["status"]["containerStatuses"][0].clone();
+        if status["started"] == true {
+            Ok(())
+        } else {
+            Err(status.to_string())
+        }
+    });
+    assert_eq!(
+        kubectl.get(&["pod", "it"])["status"]["containerStatuses"][0]["ready"],
+        false
+    );
+    sh(&kubectl, "it", "touch /tmp/ready");
+    kubectl.wait_for("pod/it", "condition=Ready", 10);
+    sh(&kubectl, "it", "rm /tmp/ready");
+    kubectl.wait_for("pod/it", "condition=Ready=False", 10);
+    sh(&kubectl, "it", "rm /tmp/alive");
+    kubectl.wait_for(
+        "pod/it",
+        "jsonpath={.status.containerStatuses[0].restartCount}=1",
+        20,
+    );
+    let described = kubectl.run(&["describe", "pod", "it"]).ok();
+    assert!(
+        described.contains("Liveness probe failed") && described.contains("Readiness probe failed"),
+        "{described}"
+    );
+}
+
+#[test]
+fn hooks_run_and_termination_is_graceful() {
+    let kubectl = namespace("hooks");
+    let host = format!("/var/lib/amphipod/{}", "hooks-test");
+    let more = json!({"spec": {
+        "terminationGracePeriodSeconds": 20,
+        "volumes": [{"name": "host", "hostPath": {"path": host, "type": "DirectoryOrCreate"}}],
+        "containers": [{
+            "volumeMounts": [{"name": "host", "mountPath": "/host"}],
+            "lifecycle": {
+                "postStart": {"exec": {"command": ["sh", "-c", "echo postStart >> /host/log"]}},
+                "preStop": {"exec": {"command": ["sh", "-c", "echo preStop >> /host/log"]}},
+            },
+        }],
+    }});
+    ready(
+        &kubectl,
+        "it",
+        &pod(
+            "it",
+            "trap 'echo term >> /host/log; exit 0' TERM; sleep 3600 & wait",
+            more,
+        ),
+    );
+    let start = Instant::now();
+    kubectl.run(&["delete", "pod", "it", "--timeout=30s"]).ok();
+    assert!(
+        start.elapsed() < Duration::from_secs(15),
+        "a pod that stops at SIGTERM must not wait for its grace period"
+    );
+    let log = std::fs::read_to_string(shared().edge_box.disk().join("lib/hooks-test/log")).unwrap();
+    assert_eq!(log, "postStart\npreStop\nterm\n");
+    kubectl.apply(&pod(
+        "deaf",
+        "trap '' TERM; while :; do sleep 1; done",
+        json!({}),
+    ));
+    kubectl.wait_for("pod/deaf", "condition=Ready", 30);
+    kubectl
+        .run(&["delete", "pod", "deaf", "--timeout=20s"])
+        .ok();
+}
+
+#[test]
+fn environment_comes_from_literals_config_secrets_and_the_pod_itself() {
+    let kubectl = namespace("environment");
+    kubectl
+        .run(&[
+            "create",
+            "configmap",
+            "conf",
+            "--from-literal=COLOR=red",
+            "--from-literal=one=1",
+        ])
+        .ok();
+    kubectl
+        .run(&[
+            "create",
+            "secret",
+            "generic",
+            "sec",
+            "--from-literal=PASSWORD=hush",
+        ])
+        .ok();
+    let more = json!({"spec": {"containers": [{
+        "resources": {"requests": {"cpu": "100m"}, "limits": {"memory": "64Mi"}},
+        "envFrom": [{"configMapRef": {"name": "conf"}}, {"secretRef": {"name": "sec"}, "prefix": "S_"}],
+        "env": [
+            {"name": "LITERAL", "value": "x"}, {"name": "EXPANDED", "value": "$(LITERAL)-$(COLOR)-$$(no)"},
+            {"name": "ONE", "valueFrom": {"configMapKeyRef": {"name": "conf", "key": "one"}}},
+            {"name": "NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+            {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+            {"name": "APP", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['app']"}}},
+            {"name": "MEM", "valueFrom": {"resourceFieldRef": {"resource": "limits.memory", "divisor": "1Mi"}}},
+        ],
+    }]}});
+    ready(&kubectl, "it", &pod("it", SLEEP, more));
+    let ip = kubectl.get(&["pod", "it"])["status"]["podIP"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let got = sh(
+        &kubectl,
+        "it",
+        "echo $COLOR $S_PASSWORD $LITERAL \"$EXPANDED\" $ONE $NAME $IP $APP $MEM $FROM_IMAGE $KUBERNETES_SERVICE_HOST",
+    );
+    assert_eq!(
+        got.trim(),
+        format!("red hush x x-red-$(no) 1 it {ip} it 64 yes 10.43.0.1")
+    );
+    kubectl.apply(&pod(
+        "lost",
+        SLEEP,
+        json!({"spec": {"containers": [{"envFrom": [{"configMapRef": {"name": "no-such"}}]}]}}),
+    ));
+    eventually(
+        "the missing ConfigMap to be told",
+        Duration::from_secs(20),
+        || {
+            let status =
+                kubectl.get(&["pod", "lost"])["status"]["containerStatuses"][0]["state"]["waiting"]
+                    .clone();
+            let right = status["reason"] == "CreateContainerConfigError"
+                && status["message"] == "configmap \"no-such\" not found";
+            if right {
+                Ok(())
+            } else {
+                Err(status.to_string())
+            }
+        },
+    );
+}
+
+#[test]
+fn volumes_hold_config_secrets_tokens_and_scratch_space() {
+    let kubectl = namespace("volumes");
+    kubectl
+        .run(&["create", "configmap", "conf", "--from-literal=file=v1"])
+        .ok();
+    kubectl
+        .run(&[
+            "create",
+            "secret",
+            "generic",
+            "sec",
+            "--from-literal=key=hush",
+        ])
+        .ok();
+    let more = json!({"spec": {
+        "volumes": [
+            {"name": "conf", "configMap": {"name": "conf"}},
+            {"name": "sec", "secret": {"secretName": "sec", "defaultMode": 0o400}},
+            {"name": "mem", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
+            {"name": "all", "projected": {"sources": [
+                {"configMap": {"name": "conf", "items": [{"key": "file", "path": "deep/er"}]}},
+                {"downwardAPI": {"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}},
+                {"serviceAccountToken": {"path": "token", "expirationSeconds": 3600, "audience": "someone"}},
+            ]}},
+        ],
+        "containers": [{"volumeMounts": [
+            {"name": "conf", "mountPath": "/conf"}, {"name": "sec", "mountPath": "/sec", "readOnly": true},
+            {"name": "mem", "mountPath": "/mem"}, {"name": "all", "mountPath": "/all"},
+            {"name": "conf", "mountPath": "/single", "subPath": "file"},
+        ]}],
+    }});
+    ready(&kubectl, "it", &pod("it", SLEEP, more));
+    assert_eq!(
+        sh(
+            &kubectl,
+            "it",
+            "cat /conf/file /sec/key /single /all/deep/er"
+        ),
+        "v1hushv1v1"
+    );
+    assert_eq!(sh(&kubectl, "it", "stat -Lc %a /sec/key").trim(), "400");
+    assert!(
+        sh(&kubectl, "it", "mount")
+            .lines()
+            .any(|line| line.starts_with("tmpfs on /mem "))
+    );
+    assert!(sh(&kubectl, "it", "cat /all/labels").contains("app=\"it\""));
+    assert_eq!(sh(&kubectl, "it", "cat /all/token").split('.').count(), 3);
+    assert_ne!(
+        kubectl.run(&["exec", "it", "--", "touch", "/sec/new"]).code,
+        0
+    );
+    assert_eq!(
+        sh(
+            &kubectl,
+            "it",
+            "cat /var/run/secrets/kubernetes.io/serviceaccount/namespace"
+        ),
+        "volumes"
+    );
+    kubectl
+        .run(&[
+            "patch",
+            "configmap",
+            "conf",
+            "-p",
+            r#"{"data":{"file":"v2"}}"#,
+        ])
+        .ok();
+    eventually(
+        "the volume to follow its ConfigMap",
+        Duration::from_secs(70),
+        || {
+            let now = sh(&kubectl, "it", "cat /conf/file");
+            if now == "v2" { Ok(()) } else { Err(now) }
+        },
+    );
+}
+
+#[test]
+fn security_context_is_obeyed() {
+    let kubectl = namespace("security");
+    let more = json!({"spec": {
+        "securityContext": {"runAsUser": 1234, "runAsGroup": 2345, "supplementalGroups": [4567], "fsGroup": 5678},
+        "volumes": [{"name": "work", "emptyDir": {}}],
+        "containers": [{
+            "volumeMounts": [{"name": "work", "mountPath": "/work"}],
+            "securityContext": {"readOnlyRootFilesystem": true, "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]}, "seccompProfile": {"type": "RuntimeDefault"}},
+        }],
+    }});
+    ready(&kubectl, "it", &pod("it", SLEEP, more));
+    let id = sh(&kubectl, "it", "id -u; id -g; id -G");
+    assert_eq!(id.lines().take(2).collect::<Vec<_>>(), ["1234", "2345"]);
+    assert!(id.contains("4567") && id.contains("5678"), "{id}");
+    let status = sh(&kubectl, "it", "cat /proc/1/status");
+    assert!(
+        status.contains("NoNewPrivs:\t1") && status.contains("Seccomp:\t2"),
+        "{status}"
+    );
+    assert!(status.contains("CapBnd:\t0000000000000400"), "{status}");
+    assert_ne!(kubectl.run(&["exec", "it", "--", "touch", "/new"]).code, 0);
+    assert_eq!(
+        sh(&kubectl, "it", "touch /work/new; stat -c %g /work/new").trim(),
+        "5678"
+    );
+    let root = json!({"spec": {"securityContext": {"runAsNonRoot": true}}});
+    kubectl.apply(&pod("root", SLEEP, root));
+    eventually(
+        "the refusal to run as root",
+        Duration::from_secs(20),
+        || {
+            let waiting = kubectl.get(&["pod", "root"])["status"]["containerStatuses"][0]["state"]
+                ["waiting"]
+                .clone();
+            let message = waiting["message"].as_str().unwrap_or_default();
+            if message.contains("container has runAsNonRoot and image will run as root") {
+                Ok(())
+            } else {
+                Err(waiting.to_string())
+            }
+        },
+    );
+    ready(
+        &kubectl,
+        "mighty",
+        &pod(
+            "mighty",
+            SLEEP,
+            json!({"spec": {"containers": [{"securityContext": {"privileged": true}}]}}),
+        ),
+    );
+    assert!(sh(&kubectl, "mighty", "ls /dev").lines().count() > 20);
+}
+
+#[test]
+fn limits_become_cgroups_and_memory_hogs_are_killed_alone() {
+    let kubectl = namespace("limits");
+    let resources = |memory: &str| json!({"spec": {"restartPolicy": "Never", "containers": [{"resources": {"limits": {"memory": memory, "cpu": "500m"}, "requests": {"cpu": "250m"}}}]}});
+    ready(&kubectl, "it", &pod("it", SLEEP, resources("64Mi")));
+    assert_eq!(
+        kubectl.get(&["pod", "it"])["status"]["qosClass"],
+        "Burstable"
+    );
+    kubectl.apply(&pod(
+        "hog",
+        "x=a; while :; do x=$x$x; done",
+        resources("16Mi"),
+    ));
+    wait_phase(&kubectl, "hog", "Failed");
+    let terminated =
+        kubectl.get(&["pod", "hog"])["status"]["containerStatuses"][0]["state"]["terminated"]
+            .clone();
+    assert_eq!(
+        (&terminated["reason"], &terminated["exitCode"]),
+        (&json!("OOMKilled"), &json!(137))
+    );
+    assert_eq!(kubectl.get(&["pod", "it"])["status"]["phase"], "Running");
+    let group = shared().edge_box.run(&["sh", "-c", "cat /sys/fs/cgroup/memory/*/burstable/pod*/*/memory.limit_in_bytes /sys/fs/cgroup/amphitest-box*/burstable/pod*/*/memory.max 2>/dev/null"]);
+    assert!(
+        group.stdout.lines().any(|line| line == "67108864"),
+        "{group:?}"
+    );
+}
+
+#[test]
+fn logs_are_kept_in_the_usual_places() {
+    let kubectl = namespace("log-files");
+    ready(
+        &kubectl,
+        "it",
+        &pod("it", &format!("echo to the file; {SLEEP}"), json!({})),
+    );
+    let object = kubectl.get(&["pod", "it"]);
+    let uid = object["metadata"]["uid"].as_str().unwrap();
+    let path = format!("/var/log/pods/log-files_it_{uid}/main/0.log");
+    let text = shared().edge_box.run(&["cat", &path]).ok();
+    assert!(text.contains(" stdout F to the file\n"), "{text}");
+    let id = object["status"]["containerStatuses"][0]["containerID"]
+        .as_str()
+        .unwrap()
+        .rsplit('/')
+        .next()
+        .unwrap()
+        .to_owned();
+    let link = shared()
+        .edge_box
+        .run(&[
+            "readlink",
+            "-f",
+            &format!("/var/log/containers/it_log-files_main-{id}.log"),
+        ])
+        .ok();
+    assert_eq!(link.trim(), path);
+}
+
+#[test]
+fn stdin_of_a_program_that_reads_slowly_is_not_lost() {
+    let kubectl = namespace("slow-stdin");
+    ready(&kubectl, "it", &pod("it", SLEEP, json!({})));
+    let mut exec = kubectl.command(&["exec", "-i", "it", "--", "sh", "-c", "sleep 1; wc -c"]);
+    let mut child = exec
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    for _ in 0..100 {
+        stdin.write_all(&[b'x'; 10_000]).unwrap();
+    }
+    drop(stdin);
+    let mut counted = String::new();
+    child
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_string(&mut counted)
+        .unwrap();
+    child.wait().unwrap();
+    assert_eq!(counted.trim(), "1000000");
+}

@@ -4,6 +4,7 @@
 //! namespaces, default roles), serves HTTPS, and returns when `/readyz` would say ok.
 
 pub mod auth;
+pub mod bootstrap;
 pub mod cache;
 pub mod http;
 pub mod resources;

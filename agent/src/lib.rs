@@ -13,7 +13,11 @@
 
 pub mod agent;
 pub mod config;
+pub mod env;
 pub mod handle;
+pub mod pod;
+pub mod resources;
+pub mod volumes;
 
 pub use agent::Agent;
 pub use config::{AgentConfig, EvictionThresholds, ServerCredentials};

@@ -4,15 +4,21 @@
 //! Architecture invariant: this crate knows the API's shapes and texts, never a server's storage nor an agent's kernel.
 
 pub mod field;
+pub mod files;
 pub mod gvk;
 pub mod ip;
+pub mod jwt;
+pub mod kubeconfig;
 pub mod meta;
 pub mod names;
+pub mod patch;
+pub mod pki;
 pub mod quantity;
 pub mod selector;
 pub mod status;
 pub mod text;
 pub mod time;
+pub mod tls;
 
 pub use field::{FieldError, FieldPath};
 pub use gvk::{GroupKind, GroupResource, GroupVersionKind, GroupVersionResource};

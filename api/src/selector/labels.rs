@@ -309,20 +309,17 @@ mod parser {
         /// `in` or `notin`, which may also be values.
         Keyword(Operator, &'a str),
         Word(&'a str),
-        /// Operator characters that make no operator.
-        Bad(&'a str),
     }
 
     impl<'a> Token<'a> {
-        fn text(self) -> std::borrow::Cow<'a, str> {
+        fn text(self) -> &'a str {
             match self {
-                Token::End => "".into(),
-                Token::Open => "(".into(),
-                Token::Close => ")".into(),
-                Token::Comma => ",".into(),
-                Token::Not => "!".into(),
-                Token::Symbol(_, text) | Token::Keyword(_, text) | Token::Word(text) => text.into(),
-                Token::Bad(text) => format!("error expected: keyword found '{text}'").into(),
+                Token::End => "",
+                Token::Open => "(",
+                Token::Close => ")",
+                Token::Comma => ",",
+                Token::Not => "!",
+                Token::Symbol(_, text) | Token::Keyword(_, text) | Token::Word(text) => text,
             }
         }
 

@@ -1,0 +1,347 @@
+//! Our own certificate authority: ECDSA P-256 certificates for servers and clients, and reading of certificates.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256, SanType,
+};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
+use sha2::{Digest as _, Sha256};
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+/// How long a CA lives.
+pub const CA_LIFETIME: Duration = days(3650);
+/// How long the certificates of servers and nodes live; they are renewed long before.
+pub const LEAF_LIFETIME: Duration = days(365);
+
+const fn days(n: u64) -> Duration {
+    Duration::from_secs(n * 86400)
+}
+
+/// Why a certificate cannot be made or read.
+#[derive(Debug, thiserror::Error)]
+pub enum PkiError {
+    #[error("{what}: {source}")]
+    Rcgen {
+        what: &'static str,
+        source: rcgen::Error,
+    },
+    #[error("reading the certificate: {0}")]
+    Certificate(String),
+    #[error("a certificate names at most two groups, not {0}")]
+    Groups(usize),
+    #[error("{0}")]
+    Request(String),
+}
+
+fn rcgen_error(what: &'static str) -> impl FnOnce(rcgen::Error) -> PkiError {
+    move |source| PkiError::Rcgen { what, source }
+}
+
+/// A certificate (chain) and its private key, as PEM.
+#[derive(Clone)]
+pub struct Identity {
+    pub cert_pem: String,
+    pub key_pem: String,
+}
+
+/// Keys are not for logs.
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identity").finish_non_exhaustive()
+    }
+}
+
+/// A certificate authority with its key.
+pub struct Ca {
+    cert_pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+fn new_key() -> Result<KeyPair, PkiError> {
+    KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(rcgen_error("generating a key"))
+}
+
+/// A fresh ECDSA P-256 private key, PKCS #8 PEM.
+pub fn generate_key() -> Result<String, PkiError> {
+    Ok(new_key()?.serialize_pem())
+}
+
+fn parameters(lifetime: Duration) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    // Edge boxes wake up with their clock in 1970: certificates that are "not yet valid" then would cut a box off from
+    // itself. Nothing is gained by a later start, since the key did not exist before.
+    let epoch = rcgen::date_time_ymd(1970, 1, 1);
+    params.not_before = epoch;
+    let now = Timestamp::now().as_second().max(BUILD_TIME_FLOOR);
+    params.not_after = epoch + Duration::from_secs(now as u64) + lifetime;
+    params.distinguished_name = DistinguishedName::new();
+    params
+}
+
+/// 2026-01-01: a clock that says less is wrong, and lifetimes do not start in 1970.
+const BUILD_TIME_FLOOR: i64 = 1_767_225_600;
+
+impl Ca {
+    /// Makes a new, self-signed CA.
+    pub fn create(common_name: &str) -> Result<(Ca, Identity), PkiError> {
+        let key = new_key()?;
+        let mut params = parameters(CA_LIFETIME);
+        params
+            .distinguished_name
+            .push(DnType::CommonName, common_name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![
+            KeyUsagePurpose::KeyCertSign,
+            KeyUsagePurpose::CrlSign,
+            KeyUsagePurpose::DigitalSignature,
+        ];
+        let cert = params
+            .self_signed(&key)
+            .map_err(rcgen_error("signing the CA certificate"))?;
+        let identity = Identity {
+            cert_pem: cert.pem(),
+            key_pem: key.serialize_pem(),
+        };
+        Ok((Ca::load(&identity)?, identity))
+    }
+
+    /// Takes up a CA from its PEM files.
+    pub fn load(identity: &Identity) -> Result<Ca, PkiError> {
+        let key =
+            KeyPair::from_pem(&identity.key_pem).map_err(rcgen_error("reading the CA key"))?;
+        let issuer = Issuer::from_ca_cert_pem(&identity.cert_pem, key)
+            .map_err(rcgen_error("reading the CA certificate"))?;
+        Ok(Ca {
+            cert_pem: identity.cert_pem.clone(),
+            issuer,
+        })
+    }
+
+    /// The CA certificate, PEM.
+    pub fn cert_pem(&self) -> &str {
+        &self.cert_pem
+    }
+
+    fn sign(
+        &self,
+        mut params: CertificateParams,
+        key: &impl rcgen::PublicKeyData,
+    ) -> Result<String, PkiError> {
+        params.use_authority_key_identifier_extension = true;
+        let cert = params
+            .signed_by(key, &self.issuer)
+            .map_err(rcgen_error("signing the certificate"))?;
+        Ok(cert.pem())
+    }
+
+    /// A serving certificate for DNS names and addresses (each `sans` entry that parses as an IP address is one).
+    pub fn issue_server(
+        &self,
+        common_name: &str,
+        sans: &[String],
+        lifetime: Duration,
+    ) -> Result<Identity, PkiError> {
+        let key = new_key()?;
+        let mut params = parameters(lifetime);
+        params
+            .distinguished_name
+            .push(DnType::CommonName, common_name);
+        params.subject_alt_names = subject_alt_names(sans)?;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        Ok(Identity {
+            cert_pem: self.sign(params, &key)?,
+            key_pem: key.serialize_pem(),
+        })
+    }
+
+    /// A client certificate: the user is the common name, groups are organizations (at most two).
+    pub fn issue_client(
+        &self,
+        user: &str,
+        groups: &[&str],
+        lifetime: Duration,
+    ) -> Result<Identity, PkiError> {
+        let key = new_key()?;
+        let mut params = parameters(lifetime);
+        params.distinguished_name = subject(user, groups)?;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        Ok(Identity {
+            cert_pem: self.sign(params, &key)?,
+            key_pem: key.serialize_pem(),
+        })
+    }
+
+    /// Signs the key of a certificate signing request. Everything else comes from `grant`, not from the request: a
+    /// requester gets what the server decided, whatever it asked for.
+    pub fn sign_request(&self, csr_pem: &str, grant: &Grant<'_>) -> Result<String, PkiError> {
+        let request = CertificateSigningRequestParams::from_pem(csr_pem).map_err(|e| {
+            PkiError::Request(format!("reading the certificate signing request: {e}"))
+        })?;
+        let mut params = parameters(grant.lifetime);
+        params.distinguished_name = subject(grant.common_name, grant.organizations)?;
+        params.subject_alt_names = subject_alt_names(grant.sans)?;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        if grant.server {
+            params
+                .extended_key_usages
+                .push(ExtendedKeyUsagePurpose::ServerAuth);
+        }
+        if grant.client {
+            params
+                .extended_key_usages
+                .push(ExtendedKeyUsagePurpose::ClientAuth);
+        }
+        self.sign(params, &request.public_key)
+    }
+}
+
+/// What a signed request may be used for.
+#[derive(Clone, Debug)]
+pub struct Grant<'a> {
+    pub common_name: &'a str,
+    pub organizations: &'a [&'a str],
+    pub sans: &'a [String],
+    pub server: bool,
+    pub client: bool,
+    pub lifetime: Duration,
+}
+
+fn subject(common_name: &str, organizations: &[&str]) -> Result<DistinguishedName, PkiError> {
+    // rcgen keeps one value of each attribute type; the same type by its number counts as another.
+    let types = [
+        DnType::OrganizationName,
+        DnType::CustomDnType(vec![2, 5, 4, 10]),
+    ];
+    if organizations.len() > types.len() {
+        return Err(PkiError::Groups(organizations.len()));
+    }
+    let mut name = DistinguishedName::new();
+    for (kind, organization) in types.into_iter().zip(organizations) {
+        name.push(kind, *organization);
+    }
+    name.push(DnType::CommonName, common_name);
+    Ok(name)
+}
+
+fn subject_alt_names(sans: &[String]) -> Result<Vec<SanType>, PkiError> {
+    let read = |san: &String| match san.parse::<IpAddr>() {
+        Ok(ip) => Ok(SanType::IpAddress(ip)),
+        Err(_) => {
+            let name = san.as_str().try_into();
+            Ok(SanType::DnsName(name.map_err(rcgen_error(
+                "reading a subject alternative name",
+            ))?))
+        }
+    };
+    sans.iter().map(read).collect()
+}
+
+/// A certificate signing request for a key: what a node sends to get or renew its certificate.
+pub fn create_request(
+    key_pem: &str,
+    common_name: &str,
+    organizations: &[&str],
+    sans: &[String],
+) -> Result<String, PkiError> {
+    let key = KeyPair::from_pem(key_pem).map_err(rcgen_error("reading the key"))?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = subject(common_name, organizations)?;
+    params.subject_alt_names = subject_alt_names(sans)?;
+    let request = params
+        .serialize_request(&key)
+        .map_err(rcgen_error("signing the request"))?;
+    request.pem().map_err(rcgen_error("writing the request"))
+}
+
+/// What a certificate says, as far as we use it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertInfo {
+    /// The subject's common name: the user of client certificates.
+    pub common_name: String,
+    /// The subject's organizations: the groups of client certificates.
+    pub organizations: Vec<String>,
+    /// DNS names and addresses, as text.
+    pub sans: Vec<String>,
+    pub not_before: Timestamp,
+    pub not_after: Timestamp,
+    pub is_ca: bool,
+    /// Lower-case hex of the serial number.
+    pub serial: String,
+}
+
+impl CertInfo {
+    /// Reads one certificate.
+    pub fn from_der(der: &[u8]) -> Result<CertInfo, PkiError> {
+        let bad = |what: String| PkiError::Certificate(what);
+        let (_, cert) = X509Certificate::from_der(der).map_err(|e| bad(e.to_string()))?;
+        let time = |t: x509_parser::time::ASN1Time| {
+            Timestamp::from_second(t.timestamp()).map_err(|e| bad(e.to_string()))
+        };
+        let subject = cert.subject();
+        let common_name = subject
+            .iter_common_name()
+            .next()
+            .and_then(|a| a.as_str().ok())
+            .unwrap_or("");
+        let organizations = subject
+            .iter_organization()
+            .filter_map(|a| a.as_str().ok())
+            .map(String::from)
+            .collect();
+        let mut sans = Vec::new();
+        if let Ok(Some(extension)) = cert.subject_alternative_name() {
+            use x509_parser::extensions::GeneralName;
+            for name in &extension.value.general_names {
+                match name {
+                    GeneralName::DNSName(name) => sans.push((*name).to_string()),
+                    GeneralName::IPAddress(bytes) => {
+                        let ip = <[u8; 4]>::try_from(*bytes).map(IpAddr::from);
+                        let ip = ip.or_else(|_| <[u8; 16]>::try_from(*bytes).map(IpAddr::from));
+                        sans.extend(ip.ok().map(|ip| ip.to_string()));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(CertInfo {
+            common_name: common_name.into(),
+            organizations,
+            sans,
+            not_before: time(cert.validity().not_before)?,
+            not_after: time(cert.validity().not_after)?,
+            is_ca: cert.is_ca(),
+            serial: cert
+                .raw_serial()
+                .iter()
+                .map(|b| format!("{b:02x}"))
+                .collect(),
+        })
+    }
+
+    /// Reads the first certificate of a PEM text.
+    pub fn from_pem(pem: &str) -> Result<CertInfo, PkiError> {
+        CertInfo::from_der(&first_der(pem)?)
+    }
+}
+
+fn first_der(pem: &str) -> Result<CertificateDer<'static>, PkiError> {
+    CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|e| PkiError::Certificate(e.to_string()))
+}
+
+/// The hash by which a join token pins a CA: `sha256:` and the hex digest of its public key info, as kubeadm has it.
+pub fn ca_hash(ca_pem: &str) -> Result<String, PkiError> {
+    let der = first_der(ca_pem)?;
+    let (_, cert) =
+        X509Certificate::from_der(&der).map_err(|e| PkiError::Certificate(e.to_string()))?;
+    let digest = Sha256::digest(cert.public_key().raw);
+    let hex: String = digest.iter().map(|b| format!("{b:02x}")).collect();
+    Ok(format!("sha256:{hex}"))
+}

@@ -3,6 +3,7 @@
 //!
 //! Architecture invariant: this crate knows the API's shapes and texts, never a server's storage nor an agent's kernel.
 
+pub mod client;
 pub mod field;
 pub mod files;
 pub mod gvk;
@@ -14,12 +15,14 @@ pub mod names;
 pub mod patch;
 pub mod pki;
 pub mod quantity;
+pub mod reflector;
 pub mod selector;
 pub mod status;
 pub mod text;
 pub mod time;
 pub mod tls;
 
+pub use client::{Client, ClientConfig, ClientError, Target};
 pub use field::{FieldError, FieldPath};
 pub use gvk::{GroupKind, GroupResource, GroupVersionKind, GroupVersionResource};
 pub use quantity::Quantity;

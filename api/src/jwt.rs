@@ -297,3 +297,114 @@ impl TokenKeys {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::pki;
+
+    const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
+
+    fn keys() -> TokenKeys {
+        TokenKeys::load(&pki::generate_key().unwrap()).unwrap()
+    }
+
+    fn claims() -> Claims {
+        let account = BoundRef {
+            name: "default".into(),
+            uid: "u1".into(),
+        };
+        Claims::new(ISSUER, vec!["api".into()], "ns", account, 1_000_000, 3600)
+    }
+
+    #[test]
+    fn signed_claims_come_back() {
+        let keys = keys();
+        let mut claims = claims();
+        claims.kubernetes.pod = Some(BoundRef {
+            name: "p".into(),
+            uid: "u2".into(),
+        });
+        let token = keys.sign(&claims).unwrap();
+        assert_eq!(
+            keys.verify(&token, ISSUER, &["other", "api"], 1_000_100),
+            Ok(claims)
+        );
+    }
+
+    #[test]
+    fn every_way_to_be_wrong_is_refused() {
+        let keys = keys();
+        let token = keys.sign(&claims()).unwrap();
+        let verify = |token: &str, issuer, audience, now| {
+            keys.verify(token, issuer, &[audience], now).unwrap_err()
+        };
+        assert_eq!(
+            verify(&token, ISSUER, "api", 1_003_661),
+            TokenError::Expired
+        );
+        assert_eq!(
+            verify(&token, ISSUER, "api", 999_939),
+            TokenError::NotYetValid
+        );
+        assert_eq!(
+            verify(&token, ISSUER, "x", 1_000_000),
+            TokenError::Audience(vec!["api".into()])
+        );
+        assert_eq!(
+            verify(&token, "x", "api", 1_000_000),
+            TokenError::Issuer(ISSUER.into())
+        );
+        assert_eq!(
+            verify(
+                &self::keys().sign(&claims()).unwrap(),
+                ISSUER,
+                "api",
+                1_000_000
+            ),
+            TokenError::Signature
+        );
+
+        let parts: Vec<&str> = token.split('.').collect();
+        let mut forged = claims();
+        forged.sub = "system:serviceaccount:kube-system:admin".into();
+        let payload = URL_SAFE_NO_PAD.encode(serde_json::to_vec(&forged).unwrap());
+        let forged = format!("{}.{payload}.{}", parts[0], parts[2]);
+        assert_eq!(
+            verify(&forged, ISSUER, "api", 1_000_000),
+            TokenError::Signature
+        );
+        let none = URL_SAFE_NO_PAD.encode(r#"{"alg":"none"}"#);
+        assert_eq!(
+            verify(&format!("{none}.{}.", parts[1]), ISSUER, "api", 1_000_000),
+            TokenError::Algorithm
+        );
+        for bad in ["", ".", "..", "a.b", "a.b.c", &"x".repeat(MAX_TOKEN + 1)] {
+            assert_eq!(verify(bad, ISSUER, "api", 1_000_000), TokenError::Malformed);
+        }
+    }
+
+    #[test]
+    fn retired_keys_still_verify() {
+        let old_pem = pki::generate_key().unwrap();
+        let token = TokenKeys::load(&old_pem).unwrap().sign(&claims()).unwrap();
+        let keys = keys().with_retired(&old_pem).unwrap();
+        assert!(keys.verify(&token, ISSUER, &[], 1_000_000).is_ok());
+        assert_eq!(keys.jwks()["keys"].as_array().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn the_public_key_is_one_that_others_read() {
+        let keys = keys();
+        let der = rustls_pki_types::SubjectPublicKeyInfoDer::from_pem_slice(
+            keys.public_key_pem().as_bytes(),
+        )
+        .unwrap();
+        let (_, spki) = <x509_parser::x509::SubjectPublicKeyInfo as x509_parser::prelude::FromDer<_>>::from_der(&der).unwrap();
+        assert_eq!(
+            spki.subject_public_key.data.as_ref(),
+            keys.verifiers[0].point
+        );
+    }
+}

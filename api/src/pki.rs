@@ -345,3 +345,98 @@ pub fn ca_hash(ca_pem: &str) -> Result<String, PkiError> {
     let hex: String = digest.iter().map(|b| format!("{b:02x}")).collect();
     Ok(format!("sha256:{hex}"))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn issued_certificates_say_who_and_until_when() {
+        let (ca, identity) = Ca::create("edge-ca").unwrap();
+        let info = CertInfo::from_pem(&identity.cert_pem).unwrap();
+        assert!(info.is_ca && info.common_name == "edge-ca");
+
+        let client = ca
+            .issue_client("system:node:n1", &["system:nodes", "extra"], LEAF_LIFETIME)
+            .unwrap();
+        let info = CertInfo::from_pem(&client.cert_pem).unwrap();
+        assert_eq!(info.common_name, "system:node:n1");
+        assert_eq!(info.organizations, ["system:nodes", "extra"]);
+        assert_eq!(
+            info.not_before.as_second(),
+            0,
+            "valid on a box whose clock is in 1970"
+        );
+        assert!(info.not_after > Timestamp::now());
+
+        let sans = [
+            "kubernetes.default.svc".to_string(),
+            "10.43.0.1".into(),
+            "fd00::1".into(),
+        ];
+        let server = ca.issue_server("server", &sans, LEAF_LIFETIME).unwrap();
+        let info = CertInfo::from_pem(&server.cert_pem).unwrap();
+        assert_eq!(info.sans, sans);
+        assert!(!info.is_ca);
+    }
+
+    #[test]
+    fn three_groups_are_refused_rather_than_lost() {
+        let (ca, _) = Ca::create("ca").unwrap();
+        assert!(matches!(
+            ca.issue_client("u", &["a", "b", "c"], LEAF_LIFETIME),
+            Err(PkiError::Groups(3))
+        ));
+    }
+
+    #[test]
+    fn a_request_gets_what_was_granted_not_what_it_asks_for() {
+        let (ca, _) = Ca::create("ca").unwrap();
+        let key = generate_key().unwrap();
+        let request = create_request(
+            &key,
+            "system:admin",
+            &["system:masters"],
+            &["evil.example".into()],
+        )
+        .unwrap();
+        let grant = Grant {
+            common_name: "system:node:n1",
+            organizations: &["system:nodes"],
+            sans: &[],
+            server: false,
+            client: true,
+            lifetime: LEAF_LIFETIME,
+        };
+        let cert = ca.sign_request(&request, &grant).unwrap();
+        let info = CertInfo::from_pem(&cert).unwrap();
+        assert_eq!(
+            (info.common_name.as_str(), info.sans.len()),
+            ("system:node:n1", 0)
+        );
+        assert_eq!(info.organizations, ["system:nodes"]);
+        assert!(
+            crate::tls::certified_key(cert.as_bytes(), key.as_bytes()).is_ok(),
+            "certificate and key belong together"
+        );
+        assert!(ca.sign_request("nonsense", &grant).is_err());
+    }
+
+    #[test]
+    fn a_ca_is_the_same_after_it_was_loaded_again() {
+        let (ca, identity) = Ca::create("ca").unwrap();
+        let again = Ca::load(&identity).unwrap();
+        assert_eq!(ca.cert_pem(), again.cert_pem());
+        let hash = ca_hash(ca.cert_pem()).unwrap();
+        assert!(hash.starts_with("sha256:") && hash.len() == 7 + 64);
+        let (other, _) = Ca::create("ca").unwrap();
+        assert_ne!(ca_hash(other.cert_pem()).unwrap(), hash);
+    }
+
+    #[test]
+    fn keys_do_not_show_up_in_logs() {
+        let (_, identity) = Ca::create("ca").unwrap();
+        assert_eq!(format!("{identity:?}"), "Identity { .. }");
+    }
+}

@@ -447,3 +447,7 @@ fn clean_list(items: Vec<Value>) -> Vec<Value> {
         .filter_map(without_directives)
         .collect()
 }
+
+#[cfg(test)]
+#[path = "strategic_tests.rs"]
+mod tests;

@@ -13,12 +13,23 @@
 //! - Nothing here knows the Kubernetes API: pull policies, back-off and conditions are the caller's.
 
 mod auth;
+mod build;
+mod catalog;
+mod challenge;
+mod compression;
 mod digest;
 mod error;
+mod fetch;
+mod import;
 mod manifest;
 mod options;
+mod pull;
 mod reference;
+mod registry;
 mod store;
+mod tar;
+mod tls;
+mod unpack;
 pub mod user;
 
 pub use auth::RegistryAuth;

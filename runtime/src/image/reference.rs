@@ -251,7 +251,7 @@ mod tests {
             ("quay.io/a/b/c:d", "quay.io/a/b/c:d"),
             ("127.0.0.1:5000/x", "127.0.0.1:5000/x:latest"),
             ("[::1]:5000/x", "[::1]:5000/x:latest"),
-            ("a-b__c.d/e--f", "docker.io/a-b__c.d/e--f:latest"),
+            ("a-b__c/e.f--g", "docker.io/a-b__c/e.f--g:latest"),
             (&digest, &canonical_digest),
         ] {
             let parsed: Reference = written.parse().unwrap();

@@ -7,6 +7,7 @@ pub mod auth;
 pub mod bootstrap;
 pub mod cache;
 pub mod http;
+pub mod registry;
 pub mod resources;
 pub mod store;
 

@@ -124,7 +124,11 @@ impl Object {
         let values = fields.extract(stored)?;
         let head = line_head(line_type);
         let start = head.len();
-        let version = format!("\"resourceVersion\":\"{revision}\",");
+        // What is not stored has no version.
+        let version = match revision {
+            0 => String::new(),
+            revision => format!("\"resourceVersion\":\"{revision}\","),
+        };
         let mut line = Vec::with_capacity(start + stored.len() + version.len() + LINE_TAIL.len());
         line.extend_from_slice(head);
         line.extend_from_slice(&stored[..at]);

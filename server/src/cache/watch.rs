@@ -55,9 +55,14 @@ impl Watch {
         Ok(events)
     }
 
-    /// The revision that this watch has reached: a bookmark. All events up to it were taken.
-    pub fn revision(&self) -> u64 {
-        self.seen
+    /// The revision that this watch has reached, if it has taken all events there are: a bookmark.
+    pub fn idle_revision(&mut self) -> Option<u64> {
+        let (events, revision) = self.table.events(self.next, 1).ok()?;
+        if !events.is_empty() {
+            return None;
+        }
+        self.seen = self.seen.max(revision);
+        Some(self.seen)
     }
 
     pub fn table(&self) -> &Arc<Table> {

@@ -203,7 +203,7 @@ impl Registry {
             return Ok(Committed::Done(Arc::new(stored.restamped(stored.meta.revision, event))));
         }
         let expect = Expect::Revision(stored.meta.revision);
-        Ok(match self.commit(cx, &stored.meta.name, expect, Change::Delete).await? {
+        Ok(match self.commit(cx, &stored.meta.name, expect, Change::Delete, true).await? {
             Some(revision) => Committed::Done(Arc::new(stored.restamped(revision, event))),
             None => Committed::Conflict,
         })

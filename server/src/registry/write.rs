@@ -283,7 +283,9 @@ impl Registry {
     ) -> Result<Committed, Status> {
         let bytes = encode(object);
         let change = Change::Put(bytes.clone());
-        let Some(revision) = self.commit(cx, name, expect, change).await? else { return Ok(Committed::Conflict) };
+        // A step of a deletion leads to less being stored.
+        let frees = expect != Expect::Absent && meta::is_deleting(object);
+        let Some(revision) = self.commit(cx, name, expect, change, frees).await? else { return Ok(Committed::Conflict) };
         let table = self.table(&cx.descriptor);
         // The cache has it before the commit answers; only a still newer one may be in its place.
         match table.get(&cx.namespace, name) {
@@ -301,11 +303,13 @@ impl Registry {
         name: &str,
         expect: Expect,
         change: Change,
+        frees: bool,
     ) -> Result<Option<u64>, Status> {
         let write = Write {
             key: Key::new(&cx.descriptor.storage_resource(), &cx.namespace, name),
             expect,
             change,
+            frees,
             durability: match cx.descriptor.durability {
                 Durability::Immediate => store::Durability::Immediate,
                 Durability::Lazy => store::Durability::Lazy,

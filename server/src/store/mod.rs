@@ -10,6 +10,7 @@
 //!   from the cache.
 //! - [`Durability::Immediate`] commits are on disk when they answer.
 
+mod ballast;
 mod log;
 mod sqlite;
 mod writer;
@@ -115,6 +116,9 @@ pub struct Write {
     pub expect: Expect,
     pub change: Change,
     pub durability: Durability,
+    /// This write leads to less being stored (a deletion, or a mark that begins one): it may use the space that is kept back
+    /// for that when the disk is full.
+    pub frees: bool,
 }
 
 /// One change that happened.

@@ -9,6 +9,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
 use tracing::{error, warn};
 
+use super::ballast::Ballast;
 use super::log::Log;
 use super::writer::{Command, Reply, Shared, Writer};
 use super::{Position, Record, Sink, Store, StoreError, Write};
@@ -24,6 +25,8 @@ pub struct Options {
     pub lazy_delay: Duration,
     /// How long a lazily stored change to a key that is already on disk may be.
     pub lazy_rewrite_delay: Duration,
+    /// How long after the disk was found full a write finds out whether it still is.
+    pub full_retry: Duration,
 }
 
 impl Default for Options {
@@ -33,6 +36,7 @@ impl Default for Options {
             keep_bytes: 8 << 20,
             lazy_delay: Duration::from_secs(5),
             lazy_rewrite_delay: Duration::from_secs(300),
+            full_retry: Duration::from_secs(5),
         }
     }
 }
@@ -56,7 +60,7 @@ impl SqliteStore {
     /// # Errors
     /// [`StoreError::Corrupt`] for a damaged file; others for one that cannot be used.
     pub fn open(path: &Path, options: Options) -> Result<SqliteStore, StoreError> {
-        let (writer, shared) = Writer::new(Log::open(path)?, options)?;
+        let (writer, shared) = Writer::new(Log::open(path)?, Ballast::beside(path), options)?;
         let (sender, receiver) = mpsc::channel();
         std::thread::Builder::new()
             .name("store".to_owned())

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
+use super::ballast::Ballast;
 use super::log::{Counter, Log};
 use super::{Change, Durability, Expect, Key, Options, Record, Sink, StoreError, Write};
 
@@ -45,7 +46,7 @@ const COMPACT_ROWS: usize = 512;
 /// Lazy changes that wait in memory: above the first they are written at once, above the second refused.
 const PENDING_BYTES: usize = 8 << 20;
 const PENDING_BYTES_MOST: usize = 32 << 20;
-/// How long to wait after a failed attempt to write lazy changes.
+/// How long to wait after a failed attempt to write lazy changes, or to take up the ballast again.
 const RETRY: Duration = Duration::from_secs(10);
 
 /// A key that exists, or whose deletion is not on disk yet.
@@ -73,9 +74,16 @@ struct Pending {
 struct Planned {
     record: Record,
     durability: Durability,
+    frees: bool,
     reply: Reply<u64>,
     before: Option<Latest>,
     failed: Option<StoreError>,
+}
+
+impl Planned {
+    fn is_immediate(&self) -> bool {
+        self.failed.is_none() && self.durability == Durability::Immediate
+    }
 }
 
 pub(super) struct Writer {
@@ -93,11 +101,15 @@ pub(super) struct Writer {
     reserved: u64,
     /// The last write failed and the operator was told.
     failing: bool,
+    ballast: Ballast,
+    /// The disk was full, the ballast was dropped: when it was last tried to take it up again. Until that works, only
+    /// writes that free space are tried.
+    full_since: Option<Instant>,
 }
 
 impl Writer {
     /// Reads what the file holds.
-    pub fn new(log: Log, options: Options) -> Result<(Writer, Arc<Shared>), StoreError> {
+    pub fn new(log: Log, ballast: Ballast, options: Options) -> Result<(Writer, Arc<Shared>), StoreError> {
         let horizon = log.counter(Counter::Horizon)?;
         let mut writer = Writer {
             options,
@@ -116,8 +128,13 @@ impl Writer {
             revision: log.counter(Counter::Reserved)?.max(horizon),
             reserved: 0,
             failing: false,
+            full_since: None,
+            ballast,
             log,
         };
+        if let Err(error) = writer.ballast.load() {
+            warn!(%error, "no room for the ballast file that lets deletions go on when the disk is full");
+        }
         let mut rows = Vec::new();
         writer.log.scan(|row| rows.push(row))?;
         for row in rows {
@@ -214,18 +231,21 @@ impl Writer {
         if planned.is_empty() {
             return;
         }
-        if let Err(error) = self.store(&planned) {
+        if let Err(error) = self.has_room() {
+            self.fail(&mut planned, &error, |plan, _| !plan.frees);
+        }
+        let mut result = self.store(&planned);
+        if let Err(error @ StoreError::Full(_)) = &result {
+            self.told(error);
+            self.fail(&mut planned, error, |plan, _| !plan.frees);
+            self.make_room();
+            result = self.store(&planned);
+        }
+        if let Err(error) = result {
             self.told(&error);
-            for plan in planned.iter_mut().rev() {
-                let lost = plan.durability == Durability::Immediate || plan.record.revision > self.reserved;
-                if lost {
-                    match plan.before.take() {
-                        Some(before) => drop(self.keys.insert(plan.record.key.clone(), before)),
-                        None => drop(self.keys.remove(&plan.record.key)),
-                    }
-                    plan.failed = Some(error.clone());
-                }
-            }
+            self.fail(&mut planned, &error, |plan, reserved| {
+                plan.durability == Durability::Immediate || plan.record.revision > reserved
+            });
         }
         let now = Instant::now();
         for plan in planned.iter_mut().filter(|plan| plan.failed.is_none() && plan.durability == Durability::Lazy) {
@@ -241,6 +261,47 @@ impl Writer {
             && let Err(error) = self.flush()
         {
             self.told(&error);
+        }
+    }
+
+    /// Takes back commits: those meant by `lost`, and what was built on them.
+    fn fail(&mut self, planned: &mut [Planned], error: &StoreError, lost: impl Fn(&Planned, u64) -> bool) {
+        let mut keys: Vec<Key> = Vec::new();
+        let mut taken_back: Vec<&mut Planned> = Vec::new();
+        for plan in planned.iter_mut().filter(|plan| plan.failed.is_none()) {
+            if lost(plan, self.reserved) || keys.contains(&plan.record.key) {
+                keys.push(plan.record.key.clone());
+                plan.failed = Some(error.clone());
+                taken_back.push(plan);
+            }
+        }
+        for plan in taken_back.into_iter().rev() {
+            match plan.before.take() {
+                Some(before) => drop(self.keys.insert(plan.record.key.clone(), before)),
+                None => drop(self.keys.remove(&plan.record.key)),
+            }
+        }
+    }
+
+    /// Says no while the disk is full. Finds out now and then whether it still is.
+    fn has_room(&mut self) -> Result<(), StoreError> {
+        let Some(tried) = self.full_since else { return Ok(()) };
+        if tried.elapsed() >= self.options.full_retry {
+            if self.ballast.load().is_ok() {
+                self.full_since = None;
+                return Ok(());
+            }
+            self.full_since = Some(Instant::now());
+        }
+        Err(StoreError::Full("no space left on device".to_owned()))
+    }
+
+    /// Gives back the ballast, and what the write-ahead log holds beside the file.
+    fn make_room(&mut self) {
+        self.ballast.drop();
+        self.full_since = Some(Instant::now());
+        if let Err(error) = self.log.checkpoint() {
+            warn!(%error, "copying the write-ahead log into the state database");
         }
     }
 
@@ -269,21 +330,22 @@ impl Writer {
         let row = latest.and_then(|latest| latest.row);
         let now = Latest { revision: record.revision, deleted: record.value.is_none(), row };
         let before = self.keys.insert(record.key.clone(), now);
-        Some(Planned { record, durability: write.durability, reply, before, failed: None })
+        Some(Planned { record, durability: write.durability, frees: write.frees, reply, before, failed: None })
     }
 
     /// Writes the immediate commits of a batch, and what may ride along.
     fn store(&mut self, planned: &[Planned]) -> Result<(), StoreError> {
         let immediate: Vec<&Record> =
-            planned.iter().filter(|plan| plan.durability == Durability::Immediate).map(|plan| &plan.record).collect();
+            planned.iter().filter(|plan| plan.is_immediate()).map(|plan| &plan.record).collect();
         let reserve = (self.revision > self.reserved).then_some(self.revision + RESERVE);
         if immediate.is_empty() && reserve.is_none() {
             return Ok(());
         }
         let oldest = self.pending.values().map(|pending| pending.since).min();
-        let ride = oldest.is_some_and(|since| since.elapsed() >= self.options.lazy_delay);
+        let ride = self.full_since.is_none() && oldest.is_some_and(|since| since.elapsed() >= self.options.lazy_delay);
         let lazy: Vec<Record> = if ride { self.unwritten() } else { Vec::new() };
-        let (obsolete, horizon) = self.obsolete(None);
+        let room_wanted = self.full_since.is_some().then_some(self.revision);
+        let (obsolete, horizon) = self.obsolete(room_wanted);
         self.log.transaction(|batch| {
             lazy.iter().try_for_each(|record| batch.append(record))?;
             immediate.iter().try_for_each(|record| batch.append(record))?;
@@ -371,6 +433,10 @@ impl Writer {
         }
         let records = self.unwritten();
         if !records.is_empty() {
+            if let Err(error) = self.has_room() {
+                self.flush_at = Some(Instant::now() + RETRY);
+                return Err(error);
+            }
             let result = self.log.transaction(|batch| records.iter().try_for_each(|record| batch.append(record)));
             if result.is_err() {
                 self.flush_at = Some(Instant::now() + RETRY);
@@ -394,7 +460,7 @@ impl Writer {
                 Some(upto) => obsolete.by <= upto,
                 None => bunch && (count > self.options.keep_rows || bytes > self.options.keep_bytes / 4 * 3),
             };
-            if !wanted || (upto.is_none() && rows.len() == COMPACT_ROWS) {
+            if !wanted || rows.len() == COMPACT_ROWS {
                 break;
             }
             rows.push(obsolete.row);
@@ -414,14 +480,20 @@ impl Writer {
     }
 
     fn compact(&mut self, revision: u64) -> Result<(), StoreError> {
-        let (rows, horizon) = self.obsolete(Some(revision.min(self.revision)));
-        let horizon = horizon.max(revision.min(self.revision));
-        self.log.transaction(|batch| {
-            rows.iter().try_for_each(|row| batch.delete(*row))?;
-            batch.set(Counter::Horizon, horizon)
-        })?;
-        self.forget(rows.len(), horizon);
-        Ok(())
+        let revision = revision.min(self.revision);
+        loop {
+            let (rows, horizon) = self.obsolete(Some(revision));
+            let last = rows.len() < COMPACT_ROWS;
+            let horizon = if last { horizon.max(revision) } else { horizon };
+            self.log.transaction(|batch| {
+                rows.iter().try_for_each(|row| batch.delete(*row))?;
+                batch.set(Counter::Horizon, horizon)
+            })?;
+            self.forget(rows.len(), horizon);
+            if last {
+                return Ok(());
+            }
+        }
     }
 
     fn load(&mut self, prefix: &str, at: u64, mut visit: Box<dyn FnMut(Record) + Send>) -> Result<(), StoreError> {
@@ -468,7 +540,9 @@ impl Writer {
     }
 
     fn close(&mut self) -> Result<(), StoreError> {
-        self.flush()?;
+        if let Err(error) = self.flush() {
+            warn!(%error, "the latest heartbeats and events are lost");
+        }
         let revision = self.revision;
         if self.reserved != revision {
             self.log.transaction(|batch| batch.set(Counter::Reserved, revision))?;

@@ -38,7 +38,7 @@ pub(crate) async fn fetch(
     let _slot = inner.downloads.acquire().await;
     let mut backoff = Backoff::new();
     loop {
-        let (mut partial, _) = Partial::open(inner, blob, lock).await?;
+        let mut partial = Partial::open(inner, blob, lock).await?;
         let before = partial.length;
         let result = partial.download(session, blob, progress).await;
         match (result, partial.finish().await) {
@@ -88,7 +88,7 @@ impl Partial {
         inner: &Arc<Inner>,
         blob: &Descriptor,
         lock: OwnedMutexGuard<()>,
-    ) -> Result<(Self, ())> {
+    ) -> Result<Self> {
         let path = inner.ingest_path(&blob.digest);
         let (digest, size) = (blob.digest.clone(), blob.size);
         let (mut file, mut hasher, length) =
@@ -122,12 +122,11 @@ impl Partial {
                 lock,
             })
         });
-        let partial = Self {
+        Ok(Self {
             length,
             chunks: Some(sender),
             writer,
-        };
-        Ok((partial, ()))
+        })
     }
 
     async fn download(
@@ -255,6 +254,7 @@ fn broken_off(length: u64, size: u64, why: &str) -> Failure {
         ),
         again: true,
         after: None,
+        connecting: false,
     }
 }
 

@@ -38,6 +38,8 @@ pub(crate) struct Failure {
     pub error: ImageError,
     pub again: bool,
     pub after: Option<Duration>,
+    /// No connection came about, be it for TCP or for TLS.
+    pub connecting: bool,
 }
 
 impl From<ImageError> for Failure {
@@ -46,6 +48,7 @@ impl From<ImageError> for Failure {
             error,
             again: false,
             after: None,
+            connecting: false,
         }
     }
 }
@@ -328,10 +331,9 @@ impl Session {
         };
         let known = endpoint.authorization();
         let response = match send(known.as_ref()).await {
-            Err(failure) if endpoint.fall_back() => {
-                // The same once more without TLS.
-                let _ = failure;
-                return Box::pin(self.ask_endpoint(endpoint, method, path, headers)).await;
+            Err(first) if first.connecting && endpoint.fall_back() => {
+                let plain = Box::pin(self.ask_endpoint(endpoint, method, path, headers)).await;
+                return plain.map_err(|second| endpoint.neither_way(first, second));
             }
             other => other?,
         };
@@ -538,6 +540,7 @@ impl Session {
                     StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT
                 ),
             after: retry_after(response.headers()),
+            connecting: false,
             error,
         })
     }
@@ -567,6 +570,19 @@ impl Endpoint {
         url.set_scheme(self.scheme())
             .map_err(|()| bad(&"not an HTTP URL"))?;
         Ok(url)
+    }
+
+    /// Neither TLS nor plain HTTP led to an answer: tell both, and begin with TLS next time.
+    fn neither_way(&self, tls: Failure, plain: Failure) -> Failure {
+        if plain.error.kind() != ErrorKind::Network {
+            return plain;
+        }
+        self.fell_back.store(false, Ordering::Relaxed);
+        let message = format!("{} (without TLS: {})", tls.error, plain.error);
+        Failure {
+            error: ImageError::new(ErrorKind::Network, message),
+            ..tls
+        }
     }
 
     /// Whether to try again without TLS; true only once.
@@ -696,12 +712,13 @@ fn unreachable(method: &Method, url: &Url, error: reqwest::Error) -> Failure {
     let mut shown = url.clone();
     shown.set_query(None);
     Failure {
+        again: true,
+        after: None,
+        connecting: error.is_connect(),
         error: ImageError::new(
             ErrorKind::Network,
             format!("{method} {:?}: {}", shown.as_str(), causes(error)),
         ),
-        again: true,
-        after: None,
     }
 }
 

@@ -4,11 +4,19 @@
 //! server. This crate knows addresses, endpoints and the kernel. It never sees an object of the Kubernetes API.
 
 mod config;
+mod conntrack;
 mod dns;
 mod error;
+mod firewall;
+mod ledger;
+mod link;
+mod netlink;
+mod netns;
 mod network;
+mod nft;
 mod pod;
 mod service;
+mod services;
 
 pub use config::{IpNet, NetConfig};
 pub use dns::{DnsConfig, DnsEndpoint, DnsPort, DnsServer, RecordKind, ServiceRecords, Upstreams};

@@ -1,0 +1,40 @@
+//! What the data plane asks of a packet filter. nftables is one; another kernel interface would be one more implementation.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::Result;
+use crate::services::{Change, Frontend, Key};
+
+/// What a filter was found to hold when it was opened.
+#[derive(Debug, Default)]
+pub struct Found {
+    pub frontends: HashMap<Key, Arc<Frontend>>,
+    /// Addresses that are masqueraded when they talk to themselves through a service.
+    pub hairpins: HashSet<IpAddr>,
+}
+
+/// Changes that become visible to packets all at once, or not at all.
+#[derive(Debug, Default)]
+pub struct Transaction {
+    pub changes: Vec<Change>,
+    pub add_hairpins: Vec<IpAddr>,
+    pub remove_hairpins: Vec<IpAddr>,
+}
+
+impl Transaction {
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty() && self.add_hairpins.is_empty() && self.remove_hairpins.is_empty()
+    }
+}
+
+/// A packet filter that knows our base rules.
+pub trait Firewall: Send + std::fmt::Debug {
+    /// Makes the base rules, or finds them; tells what is installed. Keeps what an earlier run installed, also when its base rules were other ones.
+    fn open(&mut self) -> Result<Found>;
+    /// Applies changes. Their `old` sides are what is installed. After an error [`Firewall::open`] tells anew what is there.
+    fn apply(&mut self, transaction: &Transaction) -> Result<()>;
+    /// Removes everything that is ours.
+    fn remove(&mut self) -> Result<()>;
+}

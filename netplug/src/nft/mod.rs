@@ -1,0 +1,329 @@
+//! The nftables implementation of [`Firewall`], over netlink.
+
+mod batch;
+mod elements;
+mod expr;
+mod schema;
+mod uapi;
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::io;
+use std::net::SocketAddr;
+
+use batch::{Batch, Value};
+use elements::{Elements, Told};
+use schema::{CLIENTS, Class, Family, HAIRPIN, LANES, Lane};
+use uapi::{chain, elem, msg, set, table};
+
+use crate::firewall::{Firewall, Found, Transaction};
+use crate::netlink::Socket;
+use crate::netlink::message::{attribute, text};
+use crate::services::{Change, Frontend, Key};
+use crate::{Error, NetConfig, Result};
+
+/// Our tables, one per IP family of the pods.
+#[derive(Debug)]
+pub struct Nftables {
+    config: NetConfig,
+    socket: Socket,
+    families: Vec<Family>,
+    /// The class chains that exist. They are few and stay until the table is made anew.
+    classes: BTreeMap<Family, HashSet<(Lane, Class)>>,
+}
+
+/// Whether the kernel of this namespace speaks nftables and lets us.
+pub fn usable() -> bool {
+    let chains = || -> io::Result<()> {
+        let mut socket = Socket::open(libc::NETLINK_NETFILTER)?;
+        socket.query(
+            batch::message(msg::GETCHAIN, 0, Family { v4: true }.nfproto()),
+            true,
+            |_, _| {},
+        )
+    };
+    chains().is_ok()
+}
+
+impl Nftables {
+    pub fn new(config: &NetConfig) -> Result<Nftables> {
+        let socket = Socket::open(libc::NETLINK_NETFILTER)
+            .map_err(Error::kernel("opening a netfilter socket"))?;
+        let families: BTreeSet<Family> = config
+            .pod_cidrs
+            .iter()
+            .map(|n| Family::of(n.addr()))
+            .collect();
+        Ok(Nftables {
+            config: config.clone(),
+            socket,
+            families: families.into_iter().collect(),
+            classes: BTreeMap::new(),
+        })
+    }
+
+    /// The name of the stamp chain of our table, if the table exists; an empty name if it has none.
+    fn stamp(&mut self, family: Family) -> Result<Option<String>> {
+        let table = self.config.table.clone();
+        let mut found = None;
+        let mut question = batch::message(msg::GETTABLE, 0, family.nfproto());
+        question.attr_str(table::NAME, &table);
+        match self
+            .socket
+            .query(question, false, |_, _| found = Some(String::new()))
+        {
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+            other => other.map_err(Error::kernel(
+                "looking for our nftables table (is CONFIG_NF_TABLES on?)",
+            ))?,
+        }
+        let question = batch::message(msg::GETCHAIN, 0, family.nfproto());
+        let each = |_: u16, payload: &[u8]| {
+            let Some(attrs) = payload.get(4..) else {
+                return;
+            };
+            let name = attribute(attrs, chain::NAME).map(text).unwrap_or("");
+            if attribute(attrs, chain::TABLE).map(text) == Some(table.as_str())
+                && name.starts_with("base_")
+            {
+                found = Some(name.to_owned());
+            }
+        };
+        match self.socket.query(question, true, each) {
+            // Another table changed meanwhile: what we saw of ours stands.
+            Err(e) if e.raw_os_error() != Some(libc::EINTR) => {
+                return Err(Error::kernel("listing nftables chains")(e));
+            }
+            _ => {}
+        }
+        Ok(found)
+    }
+
+    fn read(socket: &mut Socket, table: &str, family: Family, set: &str) -> io::Result<Vec<Told>> {
+        for attempt in 0.. {
+            let mut told = Vec::new();
+            let mut question = batch::message(msg::GETSETELEM, 0, family.nfproto());
+            question
+                .attr_str(elem::LIST_TABLE, table)
+                .attr_str(elem::LIST_SET, set);
+            match socket.query(question, true, |_, payload| {
+                elements::told(payload, &mut told)
+            }) {
+                // Somebody changed a table meanwhile.
+                Err(e) if e.raw_os_error() == Some(libc::EINTR) && attempt < 50 => continue,
+                Err(e) => return Err(e),
+                Ok(()) => return Ok(told),
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    fn read_family(
+        &mut self,
+        family: Family,
+        found: &mut Found,
+    ) -> io::Result<HashSet<(Lane, Class)>> {
+        let mut classes = HashSet::new();
+        let mut question = batch::message(msg::GETSET, 0, family.nfproto());
+        question.attr_str(set::TABLE, &self.config.table);
+        self.socket.query(question, true, |_, payload| {
+            let name = payload
+                .get(4..)
+                .and_then(|p| attribute(p, set::NAME))
+                .map(text);
+            classes.extend(name.and_then(Class::parse));
+        })?;
+        let (socket, table) = (&mut self.socket, self.config.table.as_str());
+        elements::decode(family, &classes, found, |set| {
+            Self::read(socket, table, family, set)
+        })?;
+        Ok(classes)
+    }
+
+    /// Clients that were kept on an endpoint that is gone choose anew.
+    fn forget_clients(&mut self, family: Family, transaction: &Transaction) -> io::Result<()> {
+        let lost = |change: &Change| match change.old.as_deref() {
+            Some(Frontend::Forward {
+                endpoints,
+                affinity: 1..,
+                ..
+            }) if Family::of(change.key.ip) == family => {
+                let now = change.new.as_deref().map_or(&[][..], Frontend::endpoints);
+                let lost: Vec<SocketAddr> = endpoints
+                    .iter()
+                    .filter(|e| !now.contains(e))
+                    .copied()
+                    .collect();
+                (!lost.is_empty()).then_some((change.key, lost))
+            }
+            _ => None,
+        };
+        let lost: Vec<_> = transaction.changes.iter().filter_map(lost).collect();
+        if lost.is_empty() {
+            return Ok(());
+        }
+        let told = Self::read(&mut self.socket, &self.config.table, family, CLIENTS)?;
+        for key in elements::stale_clients(told, family, &lost) {
+            // One by one, as each may expire meanwhile, which would undo a common transaction.
+            let mut batch = Batch::new(family.nfproto(), &self.config.table);
+            batch.delete_elements(CLIENTS, [(key.as_slice(), &Value::None)]);
+            match batch.commit(&mut self.socket) {
+                Err((_, e)) if e.raw_os_error() != Some(libc::ENOENT) => return Err(e),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the table of a family anew, with these frontends, in one transaction.
+    fn rebuild(&mut self, family: Family, found: &Found) -> Result<()> {
+        let mut batch = Batch::new(family.nfproto(), &self.config.table);
+        batch.add_table();
+        batch.delete_table();
+        schema::base(&mut batch, &self.config, family);
+        let mut classes: HashSet<_> = LANES.into_iter().map(|lane| (lane, Class::Drop)).collect();
+        let mut wanted = Elements::new();
+        for (key, frontend) in found
+            .frontends
+            .iter()
+            .filter(|(k, _)| Family::of(k.ip) == family)
+        {
+            add_class(&mut batch, &mut classes, family, key, frontend);
+            elements::encode(key, frontend, &mut wanted);
+        }
+        for ip in found
+            .hairpins
+            .iter()
+            .filter(|ip| Family::of(**ip) == family)
+        {
+            wanted
+                .entry(HAIRPIN.into())
+                .or_default()
+                .insert(elements::hairpin(*ip), Value::None);
+        }
+        add_all(&mut batch, &wanted);
+        batch.commit(&mut self.socket).map_err(refused)?;
+        self.classes.insert(family, classes);
+        Ok(())
+    }
+}
+
+fn refused((step, source): (String, io::Error)) -> Error {
+    Error::Kernel {
+        doing: format!("nftables: {step}"),
+        source,
+    }
+}
+
+fn add_class(
+    batch: &mut Batch,
+    classes: &mut HashSet<(Lane, Class)>,
+    family: Family,
+    key: &Key,
+    frontend: &Frontend,
+) {
+    let lane = Lane::of(key);
+    let Some(class) = elements::class(frontend) else {
+        return;
+    };
+    if classes.contains(&(lane, class)) {
+        return;
+    }
+    let seconds = class.affinity();
+    if seconds > 0
+        && !classes
+            .iter()
+            .any(|(l, c)| l.by_address == lane.by_address && c.affinity() == seconds)
+    {
+        schema::affinity(batch, family, lane, seconds);
+    }
+    schema::class(batch, family, lane, class);
+    classes.insert((lane, class));
+}
+
+fn add_all(batch: &mut Batch, elements: &Elements) {
+    for (set, elements) in elements {
+        batch.add_elements(set, elements.iter().map(|(k, v)| (k.as_slice(), v)));
+    }
+}
+
+impl Firewall for Nftables {
+    fn open(&mut self) -> Result<Found> {
+        let mut all = Found::default();
+        for family in self.families.clone() {
+            let stamp = self.stamp(family)?;
+            let mut found = Found::default();
+            let readable = stamp.as_deref().and_then(schema::layout_of) == Some(schema::LAYOUT);
+            let classes = if readable {
+                self.read_family(family, &mut found).ok()
+            } else {
+                None
+            };
+            match classes {
+                Some(classes) if stamp == Some(schema::stamp(&self.config, family)) => {
+                    self.classes.insert(family, classes);
+                }
+                Some(_) => self.rebuild(family, &found)?,
+                None => {
+                    found = Found::default();
+                    self.rebuild(family, &found)?;
+                }
+            }
+            all.frontends.extend(found.frontends);
+            all.hairpins.extend(found.hairpins);
+        }
+        Ok(all)
+    }
+
+    fn apply(&mut self, transaction: &Transaction) -> Result<()> {
+        for family in self.families.clone() {
+            let mut batch = Batch::new(family.nfproto(), &self.config.table);
+            let mut classes = self.classes.get(&family).cloned().unwrap_or_default();
+            let (mut old, mut new) = (Elements::new(), Elements::new());
+            for change in transaction
+                .changes
+                .iter()
+                .filter(|c| Family::of(c.key.ip) == family)
+            {
+                if let Some(frontend) = &change.old {
+                    elements::encode(&change.key, frontend, &mut old);
+                }
+                if let Some(frontend) = &change.new {
+                    add_class(&mut batch, &mut classes, family, &change.key, frontend);
+                    elements::encode(&change.key, frontend, &mut new);
+                }
+            }
+            for (ips, side) in [
+                (&transaction.remove_hairpins, &mut old),
+                (&transaction.add_hairpins, &mut new),
+            ] {
+                for ip in ips.iter().filter(|ip| Family::of(**ip) == family) {
+                    side.entry(HAIRPIN.into())
+                        .or_default()
+                        .insert(elements::hairpin(*ip), Value::None);
+                }
+            }
+            let (gone, added) = elements::difference(old, new);
+            for (set, elements) in &gone {
+                batch.delete_elements(set, elements.iter().map(|(k, v)| (k.as_slice(), v)));
+            }
+            add_all(&mut batch, &added);
+            batch.commit(&mut self.socket).map_err(refused)?;
+            self.classes.insert(family, classes);
+            self.forget_clients(family, transaction)
+                .map_err(Error::kernel(
+                    "forgetting clients of endpoints that are gone",
+                ))?;
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self) -> Result<()> {
+        for family in self.families.clone() {
+            let mut batch = Batch::new(family.nfproto(), &self.config.table);
+            batch.add_table();
+            batch.delete_table();
+            batch.commit(&mut self.socket).map_err(refused)?;
+        }
+        Ok(())
+    }
+}

@@ -522,3 +522,27 @@ pub fn layers_on_disk(dir: &Path) -> Vec<String> {
         .map(|item| item.unwrap().file_name().to_string_lossy().into_owned())
         .collect()
 }
+
+/// An OCI image layout as one tar archive; `name` goes into the annotations.
+pub fn oci_archive(image: &TestImage, name: Option<&str>) -> Vec<u8> {
+    let manifest = image.manifest().to_string();
+    let mut entry = json!({ "mediaType": OCI_MANIFEST, "digest": Digest::sha256(manifest.as_bytes()), "size": manifest.len() });
+    if let Some(name) = name {
+        entry["annotations"] =
+            json!({ "io.containerd.image.name": name, "org.opencontainers.image.ref.name": "v1" });
+    }
+    let index =
+        json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry] }).to_string();
+    let mut archive = Tar::new()
+        .file("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)
+        .file("index.json", index.as_bytes());
+    let config = image.config().to_string();
+    let layers = image.layers.iter().map(|l| l.blob.as_slice());
+    for blob in layers.chain([config.as_bytes(), manifest.as_bytes()]) {
+        archive = archive.file(
+            &format!("blobs/sha256/{}", Digest::sha256(blob).hex()),
+            blob,
+        );
+    }
+    archive.done()
+}

@@ -16,7 +16,13 @@ pub const SUBDOMAIN_MAX: usize = 253;
 /// All annotations of an object together.
 pub const ANNOTATIONS_MAX_BYTES: usize = 256 * 1024;
 
+/// Of the older checks.
 fn max_len(max: usize) -> String {
+    format!("must be no more than {max} characters")
+}
+
+/// Of the checks of label keys and values, which upstream has reworded.
+fn max_bytes(max: usize) -> String {
     format!("must be no more than {max} bytes")
 }
 
@@ -73,9 +79,13 @@ pub fn dns1123_label(value: &str) -> Problems {
 
 /// A DNS subdomain (RFC 1123): names of most objects.
 pub fn dns1123_subdomain(value: &str) -> Problems {
+    subdomain(value, max_len)
+}
+
+fn subdomain(value: &str, too_long: fn(usize) -> String) -> Problems {
     let mut problems = Problems::new();
     if value.len() > SUBDOMAIN_MAX {
-        problems.push(max_len(SUBDOMAIN_MAX));
+        problems.push(too_long(SUBDOMAIN_MAX));
     }
     if !is_subdomain_shape(value) {
         problems.push(regex_problem(
@@ -152,7 +162,7 @@ pub fn qualified_name(value: &str) -> Problems {
                 problems.push("prefix part must be non-empty".into());
             } else {
                 problems.extend(
-                    dns1123_subdomain(prefix)
+                    subdomain(prefix, max_bytes)
                         .into_iter()
                         .map(|p| format!("prefix part {p}")),
                 );
@@ -170,7 +180,7 @@ pub fn qualified_name(value: &str) -> Problems {
     if name.is_empty() {
         problems.push("name part must be non-empty".into());
     } else if name.len() > LABEL_MAX {
-        problems.push(format!("name part {}", max_len(LABEL_MAX)));
+        problems.push(format!("name part {}", max_bytes(LABEL_MAX)));
     }
     if !is_qualified_shape(name) {
         problems.push(format!("name part {}", qualified_shape_problem()));
@@ -182,7 +192,7 @@ pub fn qualified_name(value: &str) -> Problems {
 pub fn label_value(value: &str) -> Problems {
     let mut problems = Problems::new();
     if value.len() > LABEL_MAX {
-        problems.push(max_len(LABEL_MAX));
+        problems.push(max_bytes(LABEL_MAX));
     }
     if !value.is_empty() && !is_qualified_shape(value) {
         problems.push(regex_problem(
@@ -421,6 +431,14 @@ pub fn random_suffix(count: usize) -> String {
     out
 }
 
+/// What a `generateName` is checked as: it may end with a dash, since more will follow.
+pub fn mask_trailing_dash(base: &str) -> String {
+    match base.strip_suffix('-') {
+        Some(rest) if !rest.is_empty() => format!("{rest}a"),
+        _ => base.into(),
+    }
+}
+
 /// A name from `metadata.generateName`: the base, cut to fit a label, and five random characters.
 pub fn generate_name(base: &str) -> String {
     let mut end = base.len().min(GENERATED_BASE_MAX);
@@ -456,7 +474,7 @@ mod tests {
         }
         assert_eq!(
             dns1123_subdomain(&"a".repeat(254)),
-            ["must be no more than 253 bytes"]
+            ["must be no more than 253 characters"]
         );
     }
 
@@ -482,6 +500,14 @@ mod tests {
         assert_eq!(qualified_name("")[0], "name part must be non-empty");
         assert_eq!(qualified_name("").len(), 2);
         assert!(label_value("").is_empty() && label_value("a b").len() == 1);
+        assert_eq!(
+            label_value(&"a".repeat(64)),
+            ["must be no more than 63 bytes"]
+        );
+        assert_eq!(
+            qualified_name(&format!("{}/a", "a".repeat(254))),
+            ["prefix part must be no more than 253 bytes"]
+        );
     }
 
     #[test]

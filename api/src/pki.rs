@@ -1,6 +1,8 @@
 //! Our own certificate authority: ECDSA P-256 certificates for servers and clients, and reading of certificates.
 
+use std::io;
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -13,6 +15,8 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use sha2::{Digest as _, Sha256};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use crate::files;
 
 /// How long a CA lives.
 pub const CA_LIFETIME: Duration = days(3650);
@@ -54,6 +58,30 @@ pub struct Identity {
 impl std::fmt::Debug for Identity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Identity").finish_non_exhaustive()
+    }
+}
+
+/// Certificates and keys are a few kilobytes.
+const MAX_PEM: usize = 256 * 1024;
+
+impl Identity {
+    /// Reads both files; `None` if either is not there.
+    pub fn load(cert: &Path, key: &Path) -> io::Result<Option<Identity>> {
+        let read = |path: &Path| match files::read_optional(path, MAX_PEM)? {
+            None => Ok(None),
+            Some(bytes) => String::from_utf8(bytes)
+                .map(Some)
+                .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e)),
+        };
+        Ok(read(cert)?
+            .zip(read(key)?)
+            .map(|(cert_pem, key_pem)| Identity { cert_pem, key_pem }))
+    }
+
+    /// Writes both files durably, the key first: a certificate on disk always has its key beside it.
+    pub fn save(&self, cert: &Path, key: &Path) -> io::Result<()> {
+        files::write_atomic(key, self.key_pem.as_bytes(), files::PRIVATE)?;
+        files::write_atomic(cert, self.cert_pem.as_bytes(), files::PUBLIC)
     }
 }
 
@@ -432,6 +460,22 @@ mod tests {
         assert!(hash.starts_with("sha256:") && hash.len() == 7 + 64);
         let (other, _) = Ca::create("ca").unwrap();
         assert_ne!(ca_hash(other.cert_pem()).unwrap(), hash);
+    }
+
+    #[test]
+    fn identities_are_saved_for_their_owner_alone() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let (cert, key) = (dir.path().join("ca.crt"), dir.path().join("ca.key"));
+        assert!(Identity::load(&cert, &key).unwrap().is_none());
+        let (_, identity) = Ca::create("ca").unwrap();
+        identity.save(&cert, &key).unwrap();
+        assert_eq!(
+            std::fs::metadata(&key).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        let loaded = Identity::load(&cert, &key).unwrap().unwrap();
+        assert!(Ca::load(&loaded).is_ok());
     }
 
     #[test]

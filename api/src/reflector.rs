@@ -222,16 +222,12 @@ impl Run {
         self.failures = self.failures.saturating_add(1);
     }
 
-    fn connected(&mut self) {
-        if self.failures > 0 {
+    /// The server answers. How often it failed is forgotten only once it also delivers.
+    fn connected(&self) {
+        let before = self.connection.send_replace(Connection::Connected);
+        if matches!(before, Connection::Disconnected(_)) {
             tracing::info!(path = %self.target.path(), "watching again");
         }
-        self.failures = 0;
-        self.connection.send_if_modified(|state| {
-            let changed = *state != Connection::Connected;
-            *state = Connection::Connected;
-            changed
-        });
     }
 
     async fn tell(&self, event: Event) -> Result<(), ConsumerGone> {
@@ -251,6 +247,7 @@ impl Run {
                     objects.extend(page.items.into_iter().map(Arc::new));
                     if page.continue_token.is_empty() {
                         self.revision = page.resource_version;
+                        self.failures = 0;
                         self.connected();
                         self.tell(Event::Restarted(objects)).await?;
                         return Ok(End::Closed);
@@ -292,9 +289,12 @@ impl Run {
             Err(error) => return Ok(End::Failed(error)),
         };
         self.connected();
+        let opened = tokio::time::Instant::now();
+        let mut delivered = false;
         // Objects before the end of the initial events.
         let mut collecting: Option<Vec<Arc<Value>>> = initial.then(Vec::new);
         while let Some(event) = stream.next().await {
+            delivered |= event.is_ok();
             let (object, change) = match event {
                 Ok(WatchEvent::Added(object)) => (object, Change::Added),
                 Ok(WatchEvent::Modified(object)) => (object, Change::Modified),
@@ -304,6 +304,7 @@ impl Run {
                         self.advance(&object);
                     } else if is_initial_events_end(&object) {
                         self.advance(&object);
+                        self.failures = 0;
                         self.tell(Event::Restarted(collecting.take().unwrap_or_default()))
                             .await?;
                     }
@@ -324,16 +325,19 @@ impl Run {
                     };
                     self.tell(event).await?;
                     self.revision = next;
+                    self.failures = 0;
                 }
             }
         }
-        // An end before the initial events were through is no ordinary end: wait before trying again.
-        Ok(match collecting {
-            Some(_) => End::Failed(ClientError::Decode(
-                "the watch ended within its initial events".into(),
-            )),
-            None => End::Closed,
-        })
+        // Neither an end before the initial events are through nor one at once is ordinary: wait before trying again.
+        let too_short = !delivered && opened.elapsed() < Duration::from_secs(1);
+        if collecting.is_some() || too_short {
+            return Ok(End::Failed(ClientError::Decode(
+                "the watch ended too early".into(),
+            )));
+        }
+        self.failures = 0;
+        Ok(End::Closed)
     }
 
     fn advance(&mut self, bookmark: &Value) {

@@ -4,7 +4,7 @@
 //! Directives: `$patch: replace|delete|merge`, `$retainKeys`, `$deleteFromPrimitiveList/FIELD`, `$setElementOrder/FIELD`.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
@@ -113,7 +113,8 @@ fn merge_object<S: PatchSchema>(
                 let Value::Array(gone) = value else {
                     return Err(malformed(format!("{key} must be a list")));
                 };
-                list.retain(|item| !gone.contains(item));
+                let gone = Places::of(&gone, None);
+                list.retain(|item| gone.find(item, None).is_none());
             }
             continue;
         }
@@ -239,8 +240,23 @@ fn identity<'a>(item: &'a Value, key: Option<&str>) -> Option<&'a Value> {
     }
 }
 
-fn position(list: &[Value], id: &Value, key: Option<&str>) -> Option<usize> {
-    list.iter().position(|item| identity(item, key) == Some(id))
+/// Where the elements of a list are, by identity (as JSON text): lists may be long, and looking each up in turn slow.
+struct Places(HashMap<String, usize>);
+
+impl Places {
+    fn of(list: &[Value], key: Option<&str>) -> Places {
+        let mut places = HashMap::with_capacity(list.len());
+        for (at, item) in list.iter().enumerate() {
+            if let Some(id) = identity(item, key) {
+                places.entry(id.to_string()).or_insert(at);
+            }
+        }
+        Places(places)
+    }
+
+    fn find(&self, item: &Value, key: Option<&str>) -> Option<usize> {
+        self.0.get(&identity(item, key)?.to_string()).copied()
+    }
 }
 
 /// The changed elements must stand in the order that the directive gives.
@@ -308,18 +324,9 @@ fn merge_list<S: PatchSchema>(
 /// A list of scalars with strategy `merge` is a set.
 fn merge_scalars(original: &mut Vec<Value>, patch: Vec<Value>) {
     let server = original.clone();
-    for value in patch.iter().chain(&server) {
-        if !original.contains(value) {
-            original.push(value.clone());
-        }
-    }
-    let mut unique: Vec<Value> = Vec::with_capacity(original.len());
-    for value in original.drain(..) {
-        if !unique.contains(&value) {
-            unique.push(value);
-        }
-    }
-    *original = unique;
+    let mut seen = HashSet::new();
+    original.extend(patch.iter().cloned());
+    original.retain(|value| seen.insert(value.to_string()));
     sort_like(original, &patch, &server, None);
 }
 
@@ -334,16 +341,16 @@ fn merge_keyed<S: PatchSchema>(
             "map: {item} does not contain declared merge key: {key}"
         ))
     };
-    let (mut changes, mut replace) = (Vec::with_capacity(patch.len()), false);
+    let (mut changes, mut gone, mut replace) = (Vec::with_capacity(patch.len()), Vec::new(), false);
     for mut item in patch {
         let directive = item.as_object_mut().and_then(|map| map.remove(DIRECTIVE));
         match directive.as_ref().map(|d| d.as_str()) {
             None => changes.push(item),
             Some(Some("delete")) => {
-                let id = item
-                    .get(key)
-                    .ok_or_else(|| malformed("delete patch type with no merge key defined"))?;
-                original.retain(|old| old.get(key) != Some(id));
+                if item.get(key).is_none() {
+                    return Err(malformed("delete patch type with no merge key defined"));
+                }
+                gone.push(item);
             }
             Some(Some("replace")) => replace = true,
             Some(Some("merge")) => {
@@ -358,16 +365,24 @@ fn merge_keyed<S: PatchSchema>(
         *original = clean_list(changes);
         return Ok(());
     }
+    if !gone.is_empty() {
+        let gone = Places::of(&gone, Some(key));
+        original.retain(|old| gone.find(old, Some(key)).is_none());
+    }
     let server = original.clone();
+    let mut places = Places::of(original, Some(key));
     for item in &changes {
         let id = item.get(key).ok_or_else(|| no_key(item))?;
-        match position(original, id, Some(key)) {
+        match places.find(item, Some(key)) {
             Some(at) => {
                 if let (Value::Object(old), Value::Object(new)) = (&mut original[at], item) {
                     merge_object(old, new.clone(), schema)?;
                 }
             }
-            None => original.extend(without_directives(item.clone())),
+            None => {
+                places.0.insert(id.to_string(), original.len());
+                original.extend(without_directives(item.clone()));
+            }
         }
     }
     sort_like(original, &changes, &server, Some(key));
@@ -377,15 +392,14 @@ fn merge_keyed<S: PatchSchema>(
 /// Orders a merged list: elements named in `order` in its order, others in the server's, interleaved so that others keep
 /// their places relative to their old neighbours where that is possible.
 fn sort_like(list: &mut Vec<Value>, order: &[Value], server: &[Value], key: Option<&str>) {
-    let place =
-        |item: &Value, list: &[Value]| identity(item, key).and_then(|id| position(list, id, key));
+    let (in_order, on_server) = (Places::of(order, key), Places::of(server, key));
     let mut ordered: Vec<(usize, Option<usize>, Value)> = Vec::new();
     let mut others: Vec<(Option<usize>, Value)> = Vec::new();
     for item in list.drain(..) {
-        let on_server = place(&item, server);
-        match place(&item, order) {
-            Some(at) => ordered.push((at, on_server, item)),
-            None => others.push((on_server, item)),
+        let server_place = on_server.find(&item, key);
+        match in_order.find(&item, key) {
+            Some(at) => ordered.push((at, server_place, item)),
+            None => others.push((server_place, item)),
         }
     }
     ordered.sort_by_key(|(at, ..)| *at);

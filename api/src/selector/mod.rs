@@ -3,6 +3,7 @@
 mod fields;
 mod labels;
 mod node;
+mod parser;
 
 pub use fields::{FieldRequirement, FieldSelector};
 pub use labels::{LabelSelector, Labels, Operator, Requirement};

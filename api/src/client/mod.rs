@@ -1,22 +1,26 @@
 //! A REST client for one API server: our own CA, a client certificate or a bearer token, HTTP/2 or HTTP/1.1.
 
+mod error;
+mod target;
+mod watch;
+
+pub use error::ClientError;
+pub use target::{List, ListParams, Target, WatchParams};
+pub use watch::{WatchEvent, is_initial_events_end};
+
 use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{HeaderValue, Method, header};
 use serde_json::Value;
 
-use crate::gvk::GroupVersionResource;
 use crate::meta;
 use crate::patch::PatchType;
 use crate::status::Status;
 use crate::{files, tls};
-
-/// Longest single watch event or error body that is read.
-const MAX_MESSAGE: usize = 64 * 1024 * 1024;
 
 /// Who the client is.
 #[derive(Clone, Default)]
@@ -69,231 +73,6 @@ impl ClientConfig {
             timeout: Duration::from_secs(30),
         }
     }
-}
-
-/// Why a request did not give what was asked for.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    /// The server answered with a failure.
-    #[error("{0}")]
-    Status(#[from] Status),
-    /// The server was not reached, or the connection broke. Worth trying again.
-    #[error("talking to the API server: {}", chain(.0))]
-    Transport(#[source] reqwest::Error),
-    /// The answer makes no sense.
-    #[error("reading the API server's answer: {0}")]
-    Decode(String),
-    /// The client cannot be made as configured.
-    #[error("configuring the API client: {0}")]
-    Config(String),
-}
-
-/// reqwest's messages leave out their sources, which hold what an operator needs.
-fn chain(error: &reqwest::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(inner) = source {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        source = inner.source();
-    }
-    text
-}
-
-impl ClientError {
-    /// The server's Status, if it answered with one.
-    pub fn status(&self) -> Option<&Status> {
-        match self {
-            ClientError::Status(status) => Some(status),
-            _ => None,
-        }
-    }
-
-    pub fn is_not_found(&self) -> bool {
-        self.status().is_some_and(Status::is_not_found)
-    }
-
-    pub fn is_conflict(&self) -> bool {
-        self.status().is_some_and(Status::is_conflict)
-    }
-
-    pub fn is_already_exists(&self) -> bool {
-        self.status().is_some_and(Status::is_already_exists)
-    }
-
-    /// Whether the server could not be reached (as opposed to: it refused).
-    pub fn is_unreachable(&self) -> bool {
-        matches!(self, ClientError::Transport(_))
-    }
-
-    /// Whether the same request may succeed later.
-    pub fn is_retryable(&self) -> bool {
-        match self {
-            ClientError::Transport(_) => true,
-            ClientError::Status(status) => matches!(status.code, 429 | 500 | 502 | 503 | 504),
-            ClientError::Decode(_) | ClientError::Config(_) => false,
-        }
-    }
-}
-
-/// A collection, an object, or a subresource of one.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Target {
-    pub resource: GroupVersionResource,
-    pub namespace: Option<String>,
-    pub name: Option<String>,
-    pub subresource: Option<String>,
-}
-
-impl Target {
-    /// A collection in all namespaces (or a cluster-scoped one).
-    pub fn new(group: &str, version: &str, plural: &str) -> Target {
-        GroupVersionResource::new(group, version, plural).into()
-    }
-
-    /// A resource of the core group, `v1`.
-    pub fn core(plural: &str) -> Target {
-        Target::new("", "v1", plural)
-    }
-
-    /// In a namespace; empty means none.
-    pub fn namespace(mut self, namespace: &str) -> Target {
-        self.namespace = (!namespace.is_empty()).then(|| namespace.into());
-        self
-    }
-
-    pub fn name(mut self, name: &str) -> Target {
-        self.name = Some(name.into());
-        self
-    }
-
-    pub fn subresource(mut self, subresource: &str) -> Target {
-        self.subresource = Some(subresource.into());
-        self
-    }
-
-    /// The object that `object` is, by its namespace and name.
-    pub fn of(self, object: &Value) -> Target {
-        self.namespace(meta::namespace(object))
-            .name(meta::name(object))
-    }
-
-    /// The URL path.
-    pub fn path(&self) -> String {
-        self.resource.path(
-            self.namespace.as_deref(),
-            self.name.as_deref(),
-            self.subresource.as_deref(),
-        )
-    }
-}
-
-impl From<GroupVersionResource> for Target {
-    fn from(resource: GroupVersionResource) -> Target {
-        Target {
-            resource,
-            namespace: None,
-            name: None,
-            subresource: None,
-        }
-    }
-}
-
-/// What a list or watch selects. `Default` selects everything at the newest revision.
-#[derive(Clone, Debug, Default)]
-pub struct ListParams {
-    pub label_selector: String,
-    pub field_selector: String,
-    /// `""` newest, `"0"` any, else at least this.
-    pub resource_version: String,
-    /// At most so many items; 0 means all.
-    pub limit: u32,
-    pub continue_token: String,
-}
-
-impl ListParams {
-    fn query(&self) -> Vec<(&'static str, String)> {
-        let mut query = Vec::new();
-        for (name, value) in [
-            ("labelSelector", &self.label_selector),
-            ("fieldSelector", &self.field_selector),
-            ("resourceVersion", &self.resource_version),
-            ("continue", &self.continue_token),
-        ] {
-            if !value.is_empty() {
-                query.push((name, value.clone()));
-            }
-        }
-        if self.limit > 0 {
-            query.push(("limit", self.limit.to_string()));
-        }
-        query
-    }
-}
-
-/// A list as the server answered it.
-#[derive(Clone, Debug, Default)]
-pub struct List {
-    pub resource_version: String,
-    /// For the next page; empty on the last.
-    pub continue_token: String,
-    pub items: Vec<Value>,
-}
-
-/// Options of a watch besides those of a list. `list.resource_version` is where it starts.
-#[derive(Clone, Debug, Default)]
-pub struct WatchParams {
-    pub list: ListParams,
-    /// Ask for the present objects first, and a bookmark annotated `k8s.io/initial-events-end` after them.
-    pub send_initial_events: bool,
-    /// After which the server ends the watch; 0 leaves it to the server.
-    pub timeout_seconds: u32,
-}
-
-/// One event of a watch.
-#[derive(Clone, Debug, PartialEq)]
-pub enum WatchEvent {
-    Added(Value),
-    Modified(Value),
-    Deleted(Value),
-    /// Only `metadata.resourceVersion` (and annotations) mean something.
-    Bookmark(Value),
-    /// The watch is over; 410 means list again.
-    Error(Status),
-}
-
-impl WatchEvent {
-    /// Reads one line of a watch stream.
-    pub fn parse(line: &[u8]) -> Result<WatchEvent, ClientError> {
-        #[derive(serde::Deserialize)]
-        struct Raw {
-            #[serde(rename = "type")]
-            kind: String,
-            object: Value,
-        }
-        let raw: Raw = serde_json::from_slice(line)
-            .map_err(|e| ClientError::Decode(format!("watch event: {e}")))?;
-        Ok(match raw.kind.as_str() {
-            "ADDED" => WatchEvent::Added(raw.object),
-            "MODIFIED" => WatchEvent::Modified(raw.object),
-            "DELETED" => WatchEvent::Deleted(raw.object),
-            "BOOKMARK" => WatchEvent::Bookmark(raw.object),
-            "ERROR" => WatchEvent::Error(
-                serde_json::from_value(raw.object)
-                    .map_err(|e| ClientError::Decode(format!("watch error: {e}")))?,
-            ),
-            other => {
-                return Err(ClientError::Decode(format!(
-                    "watch event of unknown type {other:?}"
-                )));
-            }
-        })
-    }
-}
-
-/// Whether a bookmark says that all initial events were sent.
-pub fn is_initial_events_end(bookmark: &Value) -> bool {
-    meta::annotation(bookmark, "k8s.io/initial-events-end") == Some("true")
 }
 
 /// The client: cheap to clone, all clones share connections.
@@ -463,7 +242,7 @@ impl Client {
             Err(_) => return Err(Status::timeout("opening the watch took too long", 1).into()),
         };
         Ok(Box::pin(
-            lines(response).map(|line| WatchEvent::parse(&line?)),
+            watch::lines(response).map(|line| WatchEvent::parse(&line?)),
         ))
     }
 
@@ -563,7 +342,7 @@ impl Client {
         if response.status().is_success() {
             return Ok(response);
         }
-        Err(failure(response).await)
+        Err(error::failure(response).await)
     }
 }
 
@@ -589,7 +368,7 @@ impl Session {
             .tcp_keepalive_retries(3)
             .pool_max_idle_per_host(2)
             .build()
-            .map_err(|e| ClientError::Config(chain(&e)))?;
+            .map_err(|e| ClientError::Config(error::chain(&e)))?;
         Ok(Session { http, auth })
     }
 }
@@ -616,48 +395,6 @@ impl Auth {
     }
 }
 
-/// The error that a failed response tells: its Status, or one made up from code and body.
-async fn failure(response: reqwest::Response) -> ClientError {
-    let code = response.status();
-    let mut body = BytesMut::new();
-    let mut stream = response.bytes_stream();
-    while let Some(Ok(chunk)) = stream.next().await {
-        body.extend_from_slice(&chunk);
-        if body.len() > 1024 * 1024 {
-            break;
-        }
-    }
-    status_from(code, &body).into()
-}
-
-fn status_from(code: StatusCode, body: &[u8]) -> Status {
-    if let Ok(mut status) = serde_json::from_slice::<Status>(body) {
-        if status.kind == "Status" {
-            if status.code == 0 {
-                status.code = code.as_u16();
-            }
-            return status;
-        }
-    }
-    let text = String::from_utf8_lossy(&body[..body.len().min(2048)]);
-    let reason = match code.as_u16() {
-        400 => crate::Reason::BAD_REQUEST,
-        401 => crate::Reason::UNAUTHORIZED,
-        403 => crate::Reason::FORBIDDEN,
-        404 => crate::Reason::NOT_FOUND,
-        409 => crate::Reason::CONFLICT,
-        410 => crate::Reason::GONE,
-        429 => crate::Reason::TOO_MANY_REQUESTS,
-        503 => crate::Reason::SERVICE_UNAVAILABLE,
-        _ => crate::Reason::UNKNOWN,
-    };
-    Status::failure(
-        code.as_u16(),
-        reason,
-        format!("the server answered {code}: {}", text.trim()),
-    )
-}
-
 /// Percent-encodes a query value.
 fn encode_query(value: &str, out: &mut String) {
     use std::fmt::Write as _;
@@ -671,32 +408,4 @@ fn encode_query(value: &str, out: &mut String) {
             }
         }
     }
-}
-
-/// The non-empty lines of a response body.
-fn lines(response: reqwest::Response) -> impl Stream<Item = Result<Bytes, ClientError>> + Send {
-    let state = (Box::pin(response.bytes_stream()), BytesMut::new(), 0);
-    futures_util::stream::try_unfold(state, |(mut chunks, mut buffer, mut scanned)| async move {
-        loop {
-            if let Some(at) = buffer[scanned..].iter().position(|b| *b == b'\n') {
-                let line = buffer.split_to(scanned + at + 1).freeze();
-                scanned = 0;
-                if line.len() > 1 {
-                    return Ok(Some((line, (chunks, buffer, scanned))));
-                }
-                continue;
-            }
-            scanned = buffer.len();
-            if scanned > MAX_MESSAGE {
-                return Err(ClientError::Decode(format!(
-                    "a watch event is larger than {MAX_MESSAGE} bytes"
-                )));
-            }
-            match chunks.next().await {
-                Some(chunk) => buffer.extend_from_slice(&chunk.map_err(ClientError::Transport)?),
-                // What stands behind the last newline is an event cut off by a broken connection.
-                None => return Ok(None),
-            }
-        }
-    })
 }

@@ -7,7 +7,8 @@
 //! - `journal_mode=WAL`, `synchronous=FULL`: one fsync per transaction, and what was acknowledged survives a power cut.
 //! - `locking_mode=EXCLUSIVE`: one server per file, told clearly; and no shared-memory file beside it.
 //! - `cache_size=-512`: half a MiB of pages; objects are served from the watch cache, rows are read only at start.
-//! - `wal_autocheckpoint=1000` (4 MiB) and `journal_size_limit`: the log is copied into the file seldom and never grows far.
+//! - `wal_autocheckpoint=512` (2 MiB) and `journal_size_limit`: the write-ahead log is copied into the file seldom, and fits
+//!   into the space that `ballast.rs` keeps back.
 //! - `temp_store=MEMORY`: nothing is written elsewhere. `auto_vacuum=NONE`: freed pages are reused by later appends.
 
 use std::path::Path;
@@ -70,7 +71,7 @@ impl Log {
         db.busy_timeout(Duration::from_secs(2)).map_err(store_error)?;
         db.execute_batch(
             "PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-512;
-             PRAGMA wal_autocheckpoint=1000; PRAGMA journal_size_limit=8388608; PRAGMA temp_store=MEMORY;",
+             PRAGMA wal_autocheckpoint=512; PRAGMA journal_size_limit=2097152; PRAGMA temp_store=MEMORY;",
         )
         .map_err(store_error)?;
         let verdict: String =
@@ -163,9 +164,17 @@ impl Log {
         Ok(())
     }
 
-    /// Copies the write-ahead log into the file and empties it.
-    pub fn checkpoint(&self) -> Result<(), StoreError> {
-        self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(store_error)
+    /// Copies the write-ahead log into the file; `give_back`: and its space goes to the file system, else it is used again.
+    pub fn checkpoint(&self, give_back: bool) -> Result<(), StoreError> {
+        let mode = if give_back { "TRUNCATE" } else { "RESTART" };
+        self.connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(())).map_err(store_error)
+    }
+
+    /// Bytes inside the file that new rows can take without its growing.
+    pub fn free_bytes(&self) -> Result<u64, StoreError> {
+        let query = "SELECT freelist_count * page_size FROM pragma_freelist_count, pragma_page_size";
+        let bytes: i64 = self.connection.query_row(query, [], |row| row.get(0)).map_err(store_error)?;
+        Ok(bytes as u64)
     }
 }
 

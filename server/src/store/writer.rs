@@ -49,6 +49,9 @@ const PENDING_BYTES_MOST: usize = 32 << 20;
 /// How long to wait after a failed attempt to write lazy changes, or to take up the ballast again.
 const RETRY: Duration = Duration::from_secs(10);
 
+/// While the disk is full: free bytes inside the file above which other writes than deletions may take some.
+const ROOM: u64 = 2 << 20;
+
 /// A key that exists, or whose deletion is not on disk yet.
 struct Latest {
     revision: u64,
@@ -293,6 +296,9 @@ impl Writer {
             }
             self.full_since = Some(Instant::now());
         }
+        if self.log.free_bytes().is_ok_and(|bytes| bytes > ROOM) {
+            return Ok(());
+        }
         Err(StoreError::Full("no space left on device".to_owned()))
     }
 
@@ -300,7 +306,7 @@ impl Writer {
     fn make_room(&mut self) {
         self.ballast.drop();
         self.full_since = Some(Instant::now());
-        if let Err(error) = self.log.checkpoint() {
+        if let Err(error) = self.log.checkpoint(false) {
             warn!(%error, "copying the write-ahead log into the state database");
         }
     }
@@ -547,7 +553,7 @@ impl Writer {
         if self.reserved != revision {
             self.log.transaction(|batch| batch.set(Counter::Reserved, revision))?;
         }
-        self.log.checkpoint()
+        self.log.checkpoint(true)
     }
 
     /// Tells the operator once that writing fails.

@@ -36,6 +36,8 @@ pub struct Descriptor {
     pub durability: Durability,
     /// `(group, plural)` of the resource whose objects these are, e.g. events of `events.k8s.io` are the core group's.
     pub storage_as: Option<(Str, Str)>,
+    /// How objects change between this shape and the stored one, if another resource stores them.
+    pub conversion: Option<Conversion>,
     /// False for reviews: `create` computes an answer, nothing is stored.
     pub stored: bool,
     pub strategy: Arc<dyn Strategy>,
@@ -119,6 +121,14 @@ impl fmt::Debug for Descriptor {
 pub enum Scope {
     Namespaced,
     Cluster,
+}
+
+/// Two shapes of the same objects; each function changes an object in place.
+#[derive(Clone, Copy)]
+pub struct Conversion {
+    /// From the shape that clients of this resource see to the stored one.
+    pub to_stored: fn(&mut Value),
+    pub from_stored: fn(&mut Value),
 }
 
 /// When an acknowledged write must be on disk.

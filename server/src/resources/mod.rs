@@ -6,15 +6,17 @@
 //! **Invariant:** nothing here knows how objects are stored or served; all of it is functions over JSON values.
 
 mod catalog;
+mod common;
 mod descriptor;
 pub mod kinds;
 pub mod schema;
 mod strategy;
 pub mod table;
+pub mod validate;
 
 pub use catalog::Catalog;
 pub use descriptor::{
-    Column, Connect, Descriptor, Durability, SchemaSource, Scope, SelectableField, Str,
+    Column, Connect, Conversion, Descriptor, Durability, SchemaSource, Scope, SelectableField, Str,
     Subresource, SubresourceKind, Verb, Verbs,
 };
 pub use schema::{DecodeError, Decoded, Schema};

@@ -11,8 +11,8 @@ use crate::auth::UserInfo;
 /// Facts about the cluster that defaults and allocation need.
 #[derive(Clone, Debug)]
 pub struct ClusterConfig {
-    /// Services get their cluster IPs from here, `A.B.C.D/N`.
-    pub service_cidr: String,
+    /// Services get their cluster IPs from here, `A.B.C.D/N`; the first is the primary family.
+    pub service_cidrs: Vec<String>,
     /// First and last NodePort.
     pub node_ports: (u16, u16),
 }
@@ -20,7 +20,7 @@ pub struct ClusterConfig {
 impl Default for ClusterConfig {
     fn default() -> Self {
         ClusterConfig {
-            service_cidr: "10.43.0.0/16".into(),
+            service_cidrs: vec!["10.43.0.0/16".into()],
             node_ports: (30000, 32767),
         }
     }

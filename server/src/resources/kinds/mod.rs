@@ -7,23 +7,75 @@ use schemars::JsonSchema;
 use super::schema::Builtin;
 use super::strategy::{Plain, Strategy};
 use super::{
-    Column, Connect, Descriptor, Durability, SchemaSource, Scope, SelectableField, Str,
+    Column, Connect, Conversion, Descriptor, Durability, SchemaSource, Scope, SelectableField, Str,
     Subresource, SubresourceKind, Verbs,
 };
 
+mod account;
 mod config;
+mod csr;
+mod endpoints;
+mod event;
+mod lease;
 mod namespace;
+mod node;
+mod pod;
+mod policy;
+mod rbac;
+mod reviews;
+mod service;
+mod workload;
 
 pub(super) const META_NAME_DOC: &str = "Name of the object, unique within its namespace.";
 pub(super) const META_CREATION_DOC: &str = "When the object was made, as its age.";
 
-/// All built-in descriptors, in the order of discovery.
+/// All built-in descriptors, in the order of discovery: by group (core first), then by name.
 pub fn all() -> Vec<Descriptor> {
-    vec![
+    let mut all = vec![
+        pod::binding(),
         config::config_map(),
+        endpoints::endpoints(),
+        event::core_event(),
         namespace::descriptor(),
+        node::descriptor(),
+        pod::descriptor(),
         config::secret(),
-    ]
+        account::service_account(),
+        service::descriptor(),
+        workload::controller_revision(),
+        workload::deployment(),
+        workload::replica_set(),
+    ];
+    all.extend(reviews::all());
+    all.extend([
+        csr::descriptor(),
+        lease::descriptor(),
+        endpoints::endpoint_slice(),
+        event::event(),
+        policy::network_policy(),
+        rbac::cluster_role_binding(),
+        rbac::cluster_role(),
+        rbac::role_binding(),
+        rbac::role(),
+        policy::priority_class(),
+    ]);
+    all
+}
+
+/// The type of a body that is not a resource of its own: what subresources and deletes take.
+pub fn body(group: &str, version: &str, kind: &str) -> Option<Builtin> {
+    use k8s_openapi::api::{authentication, autoscaling, core, policy};
+    use k8s_openapi::apimachinery::pkg::apis::meta;
+    Some(match (group, version, kind) {
+        ("", "v1", "Binding") => Builtin::of::<core::v1::Binding>(),
+        ("", "v1", "DeleteOptions") => Builtin::of::<meta::v1::DeleteOptions>(),
+        ("authentication.k8s.io", "v1", "TokenRequest") => {
+            Builtin::of::<authentication::v1::TokenRequest>()
+        }
+        ("autoscaling", "v1", "Scale") => Builtin::of::<autoscaling::v1::Scale>(),
+        ("policy", "v1", "Eviction") => Builtin::of::<policy::v1::Eviction>(),
+        _ => return None,
+    })
 }
 
 /// Makes a descriptor step by step.
@@ -53,6 +105,7 @@ impl Kind {
             selectable_fields: Vec::new(),
             durability: Durability::Immediate,
             storage_as: None,
+            conversion: None,
             stored: true,
             strategy: Arc::new(Plain),
             source: SchemaSource::Builtin(Builtin::of::<T>()),
@@ -113,8 +166,15 @@ impl Kind {
         self
     }
 
-    pub fn storage_as(mut self, group: &'static str, plural: &'static str) -> Self {
+    /// Another resource stores the objects, in another shape.
+    pub fn storage_as(
+        mut self,
+        group: &'static str,
+        plural: &'static str,
+        conversion: Conversion,
+    ) -> Self {
         self.0.storage_as = Some((group.into(), plural.into()));
+        self.0.conversion = Some(conversion);
         self
     }
 
@@ -164,8 +224,20 @@ impl Kind {
         )
     }
 
-    pub fn connect(self, name: &'static str, connect: Connect, verbs: Verbs) -> Self {
-        self.sub(name, SubresourceKind::Connect(connect), verbs, None)
+    /// A stream or a proxy; `kind` is that of its options.
+    pub fn connect(
+        self,
+        name: &'static str,
+        connect: Connect,
+        verbs: Verbs,
+        kind: &'static str,
+    ) -> Self {
+        self.sub(
+            name,
+            SubresourceKind::Connect(connect),
+            verbs,
+            Some(["", "v1", kind]),
+        )
     }
 
     /// `POST` of another kind.

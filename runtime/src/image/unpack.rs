@@ -33,7 +33,7 @@ const STEP_LIMIT: usize = 255;
 /// Memory for the times of directories, which are set last.
 const TIMES_LIMIT: usize = 64 << 20;
 /// Bytes written between two looks at the free space.
-const SPACE_INTERVAL: u64 = 32 << 20;
+const SPACE_INTERVAL: u64 = 16 << 20;
 const COPY_BUFFER: usize = 128 << 10;
 
 /// Character devices that the OCI runtime specification puts into every container.
@@ -659,7 +659,7 @@ impl Applier<'_> {
             return Ok(());
         }
         self.unchecked = 0;
-        check_space(&self.root, SPACE_INTERVAL, self.limits.reserved)
+        check_space(&self.root, 0, self.limits.reserved)
     }
 
     fn set_times(&mut self) -> Result<()> {

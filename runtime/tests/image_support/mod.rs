@@ -546,3 +546,118 @@ pub fn oci_archive(image: &TestImage, name: Option<&str>) -> Vec<u8> {
     }
     archive.done()
 }
+
+pub struct Request {
+    pub method: String,
+    pub path: String,
+    pub headers: Vec<(String, String)>,
+    pub body: String,
+}
+
+impl Request {
+    pub fn header(&self, name: &str) -> Option<String> {
+        self.headers
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, v)| v.clone())
+    }
+}
+
+pub struct Answer {
+    status: u16,
+    headers: String,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    pub fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
+        Self {
+            status,
+            headers: String::new(),
+            body: body.into(),
+        }
+    }
+
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers += &format!("{name}: {value}\r\n");
+        self
+    }
+}
+
+/// A web server of a few lines, for registries that misbehave.
+pub struct HttpServer {
+    pub address: SocketAddr,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl HttpServer {
+    pub async fn start(
+        answer: impl Fn(&Request, SocketAddr) -> Answer + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let answer = Arc::new(answer);
+        let task = tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let answer = answer.clone();
+                tokio::spawn(async move {
+                    let mut bytes = Vec::new();
+                    let mut buffer = vec![0; 4096];
+                    loop {
+                        let Ok(n @ 1..) = stream.read(&mut buffer).await else {
+                            return;
+                        };
+                        bytes.extend_from_slice(&buffer[..n]);
+                        // Not HTTP but TLS: hang up, as web servers do.
+                        if bytes[0] == 0x16 {
+                            return;
+                        }
+                        let Some(request) = parse_request(&bytes) else {
+                            continue;
+                        };
+                        let made = answer(&request, address);
+                        let length = made.body.len();
+                        let head = format!(
+                            "HTTP/1.1 {} x\r\ncontent-length: {length}\r\nconnection: close\r\n{}\r\n",
+                            made.status, made.headers
+                        );
+                        let _ = stream.write_all(head.as_bytes()).await;
+                        if request.method != "HEAD" {
+                            let _ = stream.write_all(&made.body).await;
+                        }
+                        return;
+                    }
+                });
+            }
+        });
+        Self { address, task }
+    }
+}
+
+impl Drop for HttpServer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn parse_request(bytes: &[u8]) -> Option<Request> {
+    let text = String::from_utf8_lossy(bytes);
+    let (head, body) = text.split_once("\r\n\r\n")?;
+    let mut lines = head.lines();
+    let mut first = lines.next()?.split(' ');
+    let (method, path) = (first.next()?.to_owned(), first.next()?.to_owned());
+    let headers: Vec<(String, String)> = lines
+        .filter_map(|line| line.split_once(": "))
+        .map(|(name, value)| (name.to_lowercase(), value.to_owned()))
+        .collect();
+    let length = headers
+        .iter()
+        .find(|(n, _)| n == "content-length")
+        .map_or(0, |(_, v)| v.parse().unwrap_or(0));
+    (body.len() >= length).then(|| Request {
+        method,
+        path,
+        headers,
+        body: body.to_owned(),
+    })
+}

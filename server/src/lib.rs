@@ -11,8 +11,28 @@ pub mod registry;
 pub mod resources;
 pub mod store;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use amphipod_api::files;
+use anyhow::Context as _;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::auth::Authorizer;
+use crate::auth::authn::{CertificateUser, TokenAuthenticator};
+use crate::bootstrap::pki::{self, Pki};
+use crate::bootstrap::{addresses, objects};
+use crate::cache::Cache;
+use crate::http::app::App;
+use crate::http::connect::Direct;
+use crate::http::health::Health;
+use crate::http::metrics::Metrics;
+use crate::registry::Registry;
+use crate::resources::{Catalog, ClusterConfig};
+use crate::store::{SqliteStore, Store};
 
 /// What a server needs to know. `Default` is the all-in-one box of the README.
 #[derive(Clone, Debug)]
@@ -21,7 +41,7 @@ pub struct ServerConfig {
     pub data_dir: PathBuf,
     /// Where HTTPS listens; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// The address that agents, pods and kubeconfigs use to reach this server. `None`: the host's first
+    /// The address that agents and pods use to reach this server. `None`: the host's first
     /// global address when `listen` is unspecified, else the address of `listen`.
     pub advertise_address: Option<IpAddr>,
     /// Pod addresses; each node gets a /24 (IPv4) of it. First family is the primary one.
@@ -62,16 +82,89 @@ pub struct Server {
     addr: SocketAddr,
     advertise: SocketAddr,
     admin_kubeconfig: String,
-    ca_pem: String,
+    pki: Arc<Pki>,
+    registry: Arc<Registry>,
+    store: Arc<dyn Store>,
+    stop: CancellationToken,
+    serving: tokio::task::JoinHandle<()>,
 }
+
+/// How often certificates are looked at.
+const RENEWAL_INTERVAL: Duration = Duration::from_secs(12 * 3600);
 
 impl Server {
     /// Starts the server and returns when `/readyz` would say ok.
     ///
     /// # Errors
     /// An unusable data directory, a port in use, or a database that fails its check, each saying which and why.
-    pub async fn start(_config: ServerConfig) -> anyhow::Result<Server> {
-        anyhow::bail!("the server is not wired yet")
+    pub async fn start(config: ServerConfig) -> anyhow::Result<Server> {
+        amphipod_api::tls::install_provider();
+        pki::data_dir(&config.data_dir)?;
+        let advertised = addresses::advertised(&config);
+        let service_cidr = config.service_cidrs.first().context("a service range is needed")?;
+        let service_ip = addresses::nth(service_cidr, 1)?;
+        let names = addresses::serving_names(&config, advertised)?;
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .with_context(|| format!("listening on {}", config.listen))?;
+        let addr = listener.local_addr().context("reading the address listened on")?;
+        let advertise = SocketAddr::new(advertised, addr.port());
+
+        // Keys and the database do not need each other.
+        let (keys_dir, state) = (config.data_dir.clone(), config.data_dir.join("state.db"));
+        let backup = config.data_dir.join("state.backup.db");
+        let keys = tokio::task::spawn_blocking(move || Pki::open(&keys_dir, names));
+        let opened = tokio::task::spawn_blocking(move || {
+            SqliteStore::open_or_quarantine(&state, store::Options::default(), Some(&backup))
+                .with_context(|| format!("opening {}", state.display()))
+        });
+        let (keys, opened) = tokio::try_join!(keys, opened)?;
+        let pki = Arc::new(keys?);
+        let store: Arc<dyn Store> = Arc::new(opened?.store);
+
+        let catalog = Arc::new(Catalog::builtin());
+        let cache = Cache::start(&*store, Registry::tables(&catalog)).await.context("loading the state")?;
+        let issuer = format!("https://kubernetes.default.svc.{}", config.cluster_domain);
+        let authorizer = Arc::new(Authorizer::new(cache.clone(), bootstrap::node_rules()));
+        let cluster = ClusterConfig { service_cidrs: config.service_cidrs.clone(), node_ports: config.node_port_range };
+        let registry = Arc::new(Registry::new(
+            store.clone(),
+            cache.clone(),
+            catalog,
+            Arc::new(registry::Open),
+            authorizer.clone(),
+            cluster,
+        ));
+        let facts = objects::Facts { service_ip, endpoint: advertise, ca_pem: pki.ca_pem().to_owned() };
+        objects::ensure(&registry, &facts).await.context("making the objects that are always there")?;
+
+        let stop = CancellationToken::new();
+        let app = Arc::new(App {
+            registry: registry.clone(),
+            authorizer,
+            tokens: Arc::new(TokenAuthenticator::new(pki.token_keys.clone(), cache.clone(), issuer)),
+            dialer: Arc::new(Direct::new(cache, pki.clone())),
+            health: Health::default(),
+            metrics: Metrics::default(),
+            stop: stop.clone(),
+        });
+        let tls = amphipod_api::tls::server_config_with(pki.serving.clone(), Some(pki.ca_pem().as_bytes()))
+            .context("setting up TLS")?;
+        let make = move |peer: http::serve::Peer| {
+            let app = app.clone();
+            let user = peer.certificate.and_then(|der| CertificateUser::read(&der)).map(Arc::new);
+            move |request| app.clone().handle(user.clone(), request)
+        };
+        let serving = tokio::spawn(http::serve::run(listener, tls.into(), stop.clone(), make));
+        tokio::spawn(auth::rbac::aggregator::run(registry.clone(), stop.clone()));
+        tokio::spawn(renew(pki.clone(), stop.clone()));
+
+        let admin_kubeconfig = pki.admin_kubeconfig(&local_url(addr));
+        let path = config.data_dir.join("admin.kubeconfig");
+        files::write_if_changed(&path, admin_kubeconfig.as_bytes(), files::PRIVATE)
+            .with_context(|| format!("writing {}", path.display()))?;
+        tracing::info!(%addr, %advertise, "the Kubernetes API is served");
+        Ok(Server { addr, advertise, admin_kubeconfig, pki, registry, store, stop, serving })
     }
 
     /// The address HTTPS listens on, with the real port.
@@ -84,25 +177,75 @@ impl Server {
         self.advertise
     }
 
-    /// A kubeconfig with a client certificate of group `system:masters`; also written to `DATA_DIR/admin.kubeconfig`, mode 0600.
+    /// A kubeconfig with a client certificate of group `system:masters`; also written to `DATA_DIR/admin.kubeconfig`, mode
+    /// 0600. Its URL is the loopback address unless the server listens on a certain other one.
     pub fn admin_kubeconfig(&self) -> &str {
         &self.admin_kubeconfig
     }
 
     /// The cluster's CA certificate, PEM.
     pub fn ca_pem(&self) -> &str {
-        &self.ca_pem
+        self.pki.ca_pem()
     }
 
-    /// A client credential for the agent `system:node:NAME` (group `system:nodes`): (certificate PEM, key PEM).
-    /// For the agent that runs in the same process or on the same box as the server.
+    /// The identity of the agent `system:node:NAME` (group `system:nodes`): (certificate PEM, key PEM), for the agent that
+    /// runs on the same box as the server. The certificate is good for both sides: as a client of the API, and for serving
+    /// the node API, where the server looks for the node's name in it. The same one until it is due for renewal.
     ///
     /// # Errors
     /// The CA key cannot be read or does not sign.
-    pub fn node_credentials(&self, _node_name: &str) -> anyhow::Result<(String, String)> {
-        anyhow::bail!("the server is not wired yet")
+    pub fn node_credentials(&self, node_name: &str) -> anyhow::Result<(String, String)> {
+        let identity = self.pki.node(node_name)?;
+        Ok((identity.cert_pem, identity.key_pem))
+    }
+
+    /// The engine, for what runs in this process: controllers, the scheduler, tests.
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.registry
     }
 
     /// Stops: no new connections, watches end, requests under way get up to five seconds, the store is closed.
-    pub async fn shutdown(self) {}
+    pub async fn shutdown(mut self) {
+        self.stop.cancel();
+        if let Err(error) = (&mut self.serving).await {
+            tracing::warn!(%error, "the listener did not end in order");
+        }
+        if let Err(error) = self.store.close().await {
+            tracing::error!(%error, "the last changes of Events and Leases were not written");
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// The URL for clients on this host.
+fn local_url(addr: SocketAddr) -> String {
+    let mut addr = addr;
+    if addr.ip().is_unspecified() {
+        addr.set_ip(match addr.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    format!("https://{addr}")
+}
+
+/// Renews certificates before they end, while the server runs.
+async fn renew(pki: Arc<Pki>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(RENEWAL_INTERVAL) => {}
+        }
+        let pki = pki.clone();
+        match tokio::task::spawn_blocking(move || pki.renew()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!("certificates were not renewed: {error:#}; make the data directory writable"),
+            Err(error) => tracing::error!(%error, "certificates were not renewed"),
+        }
+    }
 }

@@ -1,10 +1,25 @@
 //! HTTPS: from bytes to the registry's verbs and back.
+//!
+//! **Invariant:** nothing here decides what an object may be; it reads requests, asks who may, calls the registry and
+//! writes answers.
 
+pub mod app;
 pub mod body;
+mod compress;
+pub mod connect;
+pub mod health;
+pub mod metrics;
 pub mod negotiate;
+mod options;
+mod paths;
 pub mod query;
+mod request_body;
 mod request_info;
+mod resource;
 pub mod respond;
 pub mod serve;
+mod view;
+mod watch;
+mod websocket;
 
 pub use request_info::RequestInfo;

@@ -1,6 +1,7 @@
 //! Role-based access control: `rbac.authorization.k8s.io/v1` evaluated over the watch cache.
 
 pub mod aggregation;
+pub mod aggregator;
 mod index;
 mod live;
 pub mod rules;

@@ -1,0 +1,196 @@
+//! One request from its head to its answer: who, what, may they, do it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use amphipod_api::{GroupResource, Status};
+use http::header::{HeaderName, HeaderValue};
+use http::{HeaderMap, Method, Request, Response};
+use hyper::body::Incoming;
+use tokio_util::sync::CancellationToken;
+
+use super::body::Body;
+use super::connect::NodeDialer;
+use super::health::Health;
+use super::metrics::Metrics;
+use super::negotiate::{Form, Offers, accepts_gzip};
+use super::query::Query;
+use super::{RequestInfo, compress, paths, resource, respond};
+use crate::auth::authn::{CertificateUser, Impersonation, TokenAuthenticator, bearer};
+use crate::auth::{Attributes, Authorizer, UserInfo};
+use crate::registry::Registry;
+
+/// For requests that do not stream.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+
+static AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
+
+/// What every request may need. One for the life of the server.
+pub struct App {
+    pub registry: Arc<Registry>,
+    pub authorizer: Arc<Authorizer>,
+    pub tokens: Arc<TokenAuthenticator>,
+    pub dialer: Arc<dyn NodeDialer>,
+    pub health: Health,
+    pub metrics: Metrics,
+    /// Ends streams when the server stops.
+    pub stop: CancellationToken,
+}
+
+/// One request under way: what handlers need beside the body.
+pub struct Call {
+    pub app: Arc<App>,
+    pub user: Arc<UserInfo>,
+    pub info: RequestInfo,
+    pub query: Query,
+    pub method: Method,
+    pub headers: HeaderMap,
+    /// Path and query as they came, percent-encoded.
+    pub uri: http::Uri,
+}
+
+impl Call {
+    /// The form in which to answer.
+    ///
+    /// # Errors
+    /// 406
+    pub fn form(&self, offers: Offers) -> Result<Form, Status> {
+        Form::negotiate(&self.headers, &self.query, offers)
+    }
+
+    /// The question to the authorisers about this request.
+    fn ask(&self) -> Attributes<'_> {
+        let info = &self.info;
+        Attributes {
+            user: &self.user,
+            verb: info.verb,
+            group: &info.group,
+            version: &info.version,
+            resource: &info.resource,
+            subresource: &info.subresource,
+            namespace: &info.namespace,
+            name: &info.name,
+            field_selector: self.query.get("fieldSelector").unwrap_or_default(),
+            path: if info.is_resource { "" } else { &info.path },
+        }
+    }
+}
+
+impl App {
+    /// Answers a request. Never fails: what goes wrong is an answer, too.
+    pub async fn handle(
+        self: Arc<Self>,
+        certificate: Option<Arc<CertificateUser>>,
+        request: Request<Incoming>,
+    ) -> Response<Body> {
+        let started = Instant::now();
+        let (head, body) = request.into_parts();
+        let query = Query::parse(head.uri.query().unwrap_or_default());
+        let method = head.method.clone();
+        let audit_id = audit_id(&head.headers);
+        let gzip = accepts_gzip(&head.headers);
+        let fallback = Form::negotiate(&head.headers, &query, Offers::Whole).unwrap_or(Form::JSON);
+        let mut verb = "";
+        let answer = match RequestInfo::parse(&head.method, head.uri.path(), &query) {
+            Err(message) => Err(Status::bad_request(message)),
+            Ok(info) => {
+                verb = info.verb;
+                self.clone().answer(certificate, info, query, head, body).await
+            }
+        };
+        let mut response = answer.unwrap_or_else(|status| respond::status(fallback, &status));
+        response.headers_mut().insert(AUDIT_ID.clone(), audit_id);
+        self.metrics.request(verb, response.status(), started.elapsed());
+        if method == Method::HEAD {
+            let length = response.body().length();
+            *response.body_mut() = Body::Empty;
+            if let Some(length) = length {
+                response.headers_mut().insert(http::header::CONTENT_LENGTH, length.into());
+            }
+            return response;
+        }
+        if gzip { compress::maybe(response) } else { response }
+    }
+
+    async fn answer(
+        self: Arc<Self>,
+        certificate: Option<Arc<CertificateUser>>,
+        info: RequestInfo,
+        query: Query,
+        head: http::request::Parts,
+        body: Incoming,
+    ) -> respond::Answer {
+        let user = self.authenticate(certificate.as_deref(), &head.headers)?;
+        let extensions = head.extensions;
+        let call = Call { app: self, user, info, query, method: head.method, headers: head.headers, uri: head.uri };
+        let ask = call.ask();
+        if let Err(reason) = call.app.authorizer.authorize(&ask) {
+            return Err(forbidden(&ask, &reason));
+        }
+        if resource::is_long(&call) {
+            return resource::serve_long(call, extensions, body).await;
+        }
+        let work = async move {
+            if call.info.is_resource { resource::serve(call, body).await } else { paths::serve(call).await }
+        };
+        match tokio::time::timeout(REQUEST_TIMEOUT, work).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Status::timeout(
+                "request did not complete within requested timeout - context deadline exceeded",
+                0,
+            )),
+        }
+    }
+
+    fn authenticate(
+        &self,
+        certificate: Option<&CertificateUser>,
+        headers: &HeaderMap,
+    ) -> Result<Arc<UserInfo>, Status> {
+        let user = if let Some(user) = certificate.and_then(CertificateUser::user) {
+            user.clone()
+        } else if let Some(token) = bearer(headers) {
+            match self.tokens.authenticate(&token, &[]) {
+                Ok((user, _)) => Arc::new(user),
+                Err(why) => {
+                    tracing::debug!(%why, "a token was refused");
+                    return Err(Status::unauthorized());
+                }
+            }
+        } else {
+            Arc::new(UserInfo::anonymous())
+        };
+        match Impersonation::read(headers) {
+            Ok(None) => Ok(user),
+            Ok(Some(wanted)) => {
+                self.authorizer.may_impersonate(&user, &wanted).map_err(|message| {
+                    Status::failure(403, amphipod_api::Reason::FORBIDDEN, message)
+                })?;
+                Ok(Arc::new(wanted.user_info()))
+            }
+            Err(why) => Err(Status::internal_error(why)),
+        }
+    }
+}
+
+/// The `Forbidden` status of a refused request.
+pub fn forbidden(ask: &Attributes<'_>, reason: &str) -> Status {
+    let mut why = ask.refusal();
+    if !reason.is_empty() {
+        why.push_str(": ");
+        why.push_str(reason);
+    }
+    Status::forbidden(&GroupResource::new(ask.group, ask.resource), ask.name, why)
+}
+
+/// The client's id for the request, or a fresh one.
+fn audit_id(headers: &HeaderMap) -> HeaderValue {
+    if let Some(id) = headers.get(&AUDIT_ID)
+        && (1..=64).contains(&id.len())
+    {
+        return id.clone();
+    }
+    let mut buffer = [0; uuid::fmt::Hyphenated::LENGTH];
+    let id: &str = uuid::Uuid::new_v4().hyphenated().encode_lower(&mut buffer);
+    HeaderValue::from_str(id).unwrap_or(HeaderValue::from_static("-"))
+}

@@ -1,0 +1,198 @@
+//! `proxy` of pods, services and nodes: plain HTTP to where the object lives.
+
+use std::net::{IpAddr, SocketAddr};
+
+use amphipod_api::Status;
+use http::header::{HeaderValue, LOCATION};
+use http::{Method, StatusCode};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use serde_json::Value;
+
+use super::pipe::{self, Onward};
+use super::{Place, dial_error, stored};
+use crate::http::app::Call;
+use crate::http::respond::{self, Answer};
+
+/// `scheme:name:port`, of which only the name must be.
+#[derive(Debug, PartialEq, Eq)]
+struct Named<'a> {
+    scheme: &'a str,
+    name: &'a str,
+    port: &'a str,
+}
+
+fn split(text: &str) -> Option<Named<'_>> {
+    let named = match *text.split(':').collect::<Vec<_>>().as_slice() {
+        [name] => Named { scheme: "", name, port: "" },
+        [name, port] => Named { scheme: "", name, port },
+        [scheme, name, port] => Named { scheme, name, port },
+        _ => return None,
+    };
+    (!named.name.is_empty()).then_some(named)
+}
+
+/// Passes the request on to what the object stands for.
+pub(super) async fn serve(call: &Call, upgrade: Option<OnUpgrade>, body: Incoming) -> Answer {
+    let info = &call.info;
+    let rest = raw_rest(call.uri.path());
+    if rest.is_empty() && matches!(call.method, Method::GET | Method::HEAD) && upgrade.is_none() {
+        // Relative links in the page work only below the directory.
+        let mut response = respond::with_body(StatusCode::MOVED_PERMANENTLY, "text/plain", "");
+        if let Ok(location) = HeaderValue::from_str(&format!("{}/", call.uri.path())) {
+            response.headers_mut().insert(LOCATION, location);
+        }
+        return Ok(response);
+    }
+    let named = split(&info.name)
+        .ok_or_else(|| Status::bad_request(format!("invalid {} request {:?}", info.resource, info.name)))?;
+    if named.scheme == "https" && info.resource != "nodes" {
+        return Err(Status::bad_request("proxying to https ports of pods is not supported"));
+    }
+    let mut host = named.name.to_owned();
+    let address;
+    let place = match info.resource.as_str() {
+        "nodes" => Place::NodeApi { node: named.name },
+        "pods" => {
+            let pod = stored(call, "pods", &info.namespace, named.name)?;
+            address = pod_address(&pod, named.port)?;
+            host = address.to_string();
+            Place::PodNetwork(address)
+        }
+        _ => {
+            let service = stored(call, "services", &info.namespace, named.name)?;
+            address = service_address(call, &service, named.port)?;
+            Place::PodNetwork(address)
+        }
+    };
+    let stream = call.app.dialer.dial(place).await.map_err(|why| match place {
+        Place::NodeApi { .. } => dial_error(why),
+        Place::PodNetwork(_) => Status::service_unavailable(format!("error trying to reach service: {why}")),
+    })?;
+    let mut target = if rest.is_empty() { "/".to_owned() } else { rest.to_owned() };
+    if let Some(query) = call.uri.query() {
+        target.push('?');
+        target.push_str(query);
+    }
+    let onward = Onward {
+        method: call.method.clone(),
+        target,
+        host,
+        headers: call.headers.clone(),
+        body: Some(body),
+        upgrade,
+    };
+    pipe::pass(stream, onward, call.app.stop.clone()).await
+}
+
+/// What stands behind `.../proxy` in the path as it came, with its leading slash.
+fn raw_rest(path: &str) -> &str {
+    let Some(at) = path.find("/proxy") else { return "" };
+    let rest = &path[at + "/proxy".len()..];
+    if rest.starts_with('/') { rest } else { "" }
+}
+
+fn pod_address(pod: &Value, port: &str) -> Result<SocketAddr, Status> {
+    let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+    let ip = pod["status"]["podIP"]
+        .as_str()
+        .and_then(|ip| ip.parse::<IpAddr>().ok())
+        .ok_or_else(|| Status::bad_request("address not allowed"))?;
+    let port = match port {
+        "" => {
+            let containers = pod["spec"]["containers"].as_array().cloned().unwrap_or_default();
+            let first = containers.iter().find_map(|c| c["ports"][0]["containerPort"].as_u64());
+            first.and_then(|p| u16::try_from(p).ok()).unwrap_or(80)
+        }
+        port => port
+            .parse()
+            .map_err(|_| Status::bad_request(format!("invalid port {port:?} for pod {name}")))?,
+    };
+    Ok(SocketAddr::new(ip, port))
+}
+
+/// A ready endpoint of the service's port, by number, name, or the only one.
+fn service_address(call: &Call, service: &Value, port: &str) -> Result<SocketAddr, Status> {
+    let name = service["metadata"]["name"].as_str().unwrap_or_default();
+    let none = |why: String| Status::service_unavailable(why);
+    let ports = service["spec"]["ports"].as_array().cloned().unwrap_or_default();
+    let chosen = ports.iter().find(|p| {
+        port.is_empty() || p["name"].as_str() == Some(port) || p["port"].as_u64().is_some_and(|n| n.to_string() == port)
+    });
+    let Some(chosen) = chosen else {
+        return Err(none(format!("no service port {port:?} found for service {name:?}")));
+    };
+    let port_name = chosen["name"].as_str().unwrap_or_default();
+    let table = call.app.registry.cache().table("endpointslices.discovery.k8s.io");
+    let mut found: Vec<SocketAddr> = Vec::new();
+    if let Some(table) = table {
+        table.for_each(Some(&call.info.namespace), |slice| {
+            if slice.meta.labels.get("kubernetes.io/service-name").is_none_or(|owner| owner != name) {
+                return;
+            }
+            collect(&slice.value(), port_name, &mut found);
+        });
+    }
+    if found.is_empty() {
+        return Err(none(format!("no endpoints available for service {name:?}")));
+    }
+    let at = usize::from(uuid::Uuid::new_v4().as_bytes()[0]) % found.len();
+    Ok(found[at])
+}
+
+fn collect(slice: &Value, port_name: &str, found: &mut Vec<SocketAddr>) {
+    let port = slice["ports"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|p| p["name"].as_str().unwrap_or_default() == port_name)
+        .and_then(|p| u16::try_from(p["port"].as_u64()?).ok());
+    let Some(port) = port else { return };
+    for endpoint in slice["endpoints"].as_array().into_iter().flatten() {
+        if endpoint["conditions"]["ready"].as_bool() == Some(false) {
+            continue;
+        }
+        let addresses = endpoint["addresses"].as_array().into_iter().flatten();
+        let ips = addresses.filter_map(|a| a.as_str()?.parse::<IpAddr>().ok());
+        found.extend(ips.map(|ip| SocketAddr::new(ip, port)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn names_carry_scheme_and_port() {
+        assert_eq!(split("web"), Some(Named { scheme: "", name: "web", port: "" }));
+        assert_eq!(split("web:80"), Some(Named { scheme: "", name: "web", port: "80" }));
+        assert_eq!(split("http:web:main"), Some(Named { scheme: "http", name: "web", port: "main" }));
+        assert_eq!(split(":80"), None);
+        assert_eq!(split("a:b:c:d"), None);
+    }
+
+    #[test]
+    fn the_proxied_path_is_passed_on_as_it_came() {
+        assert_eq!(raw_rest("/api/v1/namespaces/a/pods/x/proxy/a%2Fb/"), "/a%2Fb/");
+        assert_eq!(raw_rest("/api/v1/namespaces/a/pods/x/proxy"), "");
+    }
+
+    #[test]
+    fn only_ready_endpoints_of_the_port_are_chosen() {
+        let slice = json!({
+            "ports": [{"name": "web", "port": 8080}, {"name": "admin", "port": 9}],
+            "endpoints": [
+                {"addresses": ["10.42.0.2"], "conditions": {"ready": true}},
+                {"addresses": ["10.42.0.3"], "conditions": {"ready": false}},
+                {"addresses": ["10.42.0.4"]}
+            ]
+        });
+        let mut found = Vec::new();
+        collect(&slice, "web", &mut found);
+        let wanted: Vec<SocketAddr> = ["10.42.0.2:8080", "10.42.0.4:8080"].iter().map(|a| a.parse().unwrap()).collect();
+        assert_eq!(found, wanted);
+    }
+}

@@ -9,9 +9,6 @@ pub enum Error {
     /// `exec: "foo": executable file not found in $PATH`. The agent reports it as StartError with exit code 128.
     #[error("{0}")]
     Exec(String),
-    /// A user or group name that the image does not know, e.g. `unable to find user foo: no matching entries in passwd file`.
-    #[error("{0}")]
-    User(String),
     /// The request makes no sense as it stands (unknown signal, bad id, empty args).
     #[error("{0}")]
     Invalid(String),

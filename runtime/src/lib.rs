@@ -2,16 +2,24 @@
 //!
 //! [`Runtime`] is the way in. It knows OCI and the kernel, never the Kubernetes API.
 
+mod cgroup;
 mod error;
+mod files;
 mod hidden;
 pub mod image;
+mod keeper;
+mod link;
+mod oci;
+mod process;
+mod proto;
 mod runtime;
+mod seccomp;
 mod session;
 mod spec;
 mod status;
 mod stream;
+mod supervise;
 mod sys;
-mod user;
 
 pub use error::{Error, Result};
 pub use hidden::run_hidden_command;
@@ -20,4 +28,14 @@ pub use session::{AttachInput, AttachSession, ExecOutcome, ExecSession, Resizer}
 pub use spec::*;
 pub use status::*;
 pub use stream::FdStream;
-pub use user::resolve_user;
+
+/// A name that nothing else in this process has, for files about to be renamed.
+pub(crate) fn unique() -> String {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    format!(
+        "{}-{}",
+        std::process::id(),
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    )
+}

@@ -63,6 +63,12 @@ impl ExecSession {
     }
 }
 
+impl Drop for ExecSession {
+    fn drop(&mut self) {
+        self.runtime.forget_exec(self.exec_id);
+    }
+}
+
 /// A connection to a container's own streams, from [`Runtime::attach`]. Ends (end of file) when the container's output does.
 #[derive(Debug)]
 pub struct AttachSession {

@@ -93,7 +93,7 @@ pub struct ContainerSpec {
     pub stdin: bool,
     /// Close standard input when the first attached session's input ends.
     pub stdin_once: bool,
-    /// In the order in which they are mounted. `/proc`, `/dev`, `/dev/pts`, `/dev/mqueue`, `/dev/shm`, `/sys`, `/sys/fs/cgroup` are added by the
+    /// Mounted parents first, else in this order. `/proc`, `/dev`, `/dev/pts`, `/dev/mqueue`, `/dev/shm`, `/sys`, `/sys/fs/cgroup` are added by the
     /// runtime unless named here.
     pub mounts: Vec<Mount>,
     /// The final list, e.g. `CAP_CHOWN` or `CHOWN`; see [`DEFAULT_CAPABILITIES`]. What this box does not have is left out, with a log line.
@@ -142,7 +142,7 @@ pub const DEFAULT_CAPABILITIES: [&str; 14] = [
     "CAP_AUDIT_WRITE",
 ];
 
-/// Numeric identity of a process. Names are resolved by [`crate::resolve_user`].
+/// Numeric identity of a process. Names are resolved by [`crate::image::user`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct User {
     pub uid: u32,

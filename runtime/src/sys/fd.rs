@@ -1,7 +1,7 @@
-//! File descriptor flags.
+//! File descriptors: flags, pipes, whole-process clean-up.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 
@@ -15,12 +15,56 @@ pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
 }
 
 /// Sets or clears close-on-exec.
-pub(crate) fn set_cloexec(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
+pub(crate) fn set_cloexec(fd: RawFd, on: bool) -> io::Result<()> {
     let flags = if on {
         FdFlag::FD_CLOEXEC
     } else {
         FdFlag::empty()
     };
-    fcntl(fd.as_raw_fd(), FcntlArg::F_SETFD(flags))?;
+    fcntl(fd, FcntlArg::F_SETFD(flags))?;
     Ok(())
+}
+
+/// A close-on-exec pipe: (read end, write end), both blocking.
+pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(nix::unistd::pipe2(OFlag::O_CLOEXEC)?)
+}
+
+/// Closes every descriptor from 3 on that is not in `keep`. Only for freshly forked children, which own nothing that would notice.
+pub(crate) fn close_all_but(keep: &mut [RawFd]) {
+    keep.sort_unstable();
+    let mut first: u32 = 3;
+    for &fd in keep.iter() {
+        let Ok(fd) = u32::try_from(fd) else { continue };
+        if fd < first {
+            continue;
+        }
+        if fd > first {
+            close_range(first, fd - 1);
+        }
+        first = fd + 1;
+    }
+    close_range(first, u32::MAX);
+}
+
+fn close_range(first: u32, last: u32) {
+    // SAFETY: closing descriptors cannot touch memory; the caller promises that nothing else uses them.
+    let rc = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    if rc != 0 {
+        // Before Linux 5.9.
+        let last = last.min(65_536);
+        for fd in first..=last {
+            // SAFETY: as above.
+            unsafe { libc::close(fd as RawFd) };
+        }
+    }
+}
+
+/// How many bytes wait in a pipe or terminal.
+#[cfg(test)]
+pub(crate) fn bytes_waiting(fd: BorrowedFd<'_>) -> usize {
+    let mut n: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int.
+    unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut n) };
+    usize::try_from(n).unwrap_or(0)
 }

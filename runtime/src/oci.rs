@@ -1,0 +1,694 @@
+//! From [`ContainerSpec`] to what the keeper's children read: an OCI `config.json`, a process plan and a root plan. Pure: what the box is
+//! like comes in as [`Host`].
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::error::{Error, IoContext, Result};
+use crate::keeper::RootPlan;
+use crate::process::ProcessPlan;
+use crate::spec::{
+    ContainerSpec, Device, IdMapping, Mount, MountKind, NamespaceMode, PidMode, Propagation, Rlimit,
+};
+use crate::sys::caps;
+
+/// What this box lets us do.
+#[derive(Debug, Clone)]
+pub(crate) struct Host {
+    /// Our own bounding set: nobody below us gets more.
+    pub bounding: u64,
+    pub can_raise_limits: bool,
+    /// Our own, which is the lowest we may give without CAP_SYS_RESOURCE.
+    pub oom_score_adj: i32,
+    /// Hard limits by resource number.
+    pub rlimits: BTreeMap<i32, u64>,
+    pub unified_cgroups: bool,
+}
+
+impl Host {
+    pub(crate) fn detect(unified_cgroups: bool) -> Result<Self> {
+        let what = || "learn what this process may do".to_string();
+        let effective = caps::from_status("CapEff").context(what)?;
+        let mut rlimits = BTreeMap::new();
+        for (_, number) in RLIMITS {
+            // SAFETY: rlimit is plain data and lives across the call.
+            unsafe {
+                let mut limit: libc::rlimit = std::mem::zeroed();
+                if libc::getrlimit(number as _, &raw mut limit) == 0 {
+                    rlimits.insert(number, limit.rlim_max as u64);
+                }
+            }
+        }
+        Ok(Host {
+            bounding: caps::from_status("CapBnd").context(what)? & effective,
+            can_raise_limits: effective & caps::bit("SYS_RESOURCE").unwrap_or(0) != 0,
+            oom_score_adj: std::fs::read_to_string("/proc/self/oom_score_adj")
+                .ok()
+                .and_then(|s| s.trim().parse().ok())
+                .unwrap_or(0),
+            rlimits,
+            unified_cgroups,
+        })
+    }
+}
+
+const RLIMITS: [(&str, i32); 16] = [
+    ("RLIMIT_AS", libc::RLIMIT_AS as i32),
+    ("RLIMIT_CORE", libc::RLIMIT_CORE as i32),
+    ("RLIMIT_CPU", libc::RLIMIT_CPU as i32),
+    ("RLIMIT_DATA", libc::RLIMIT_DATA as i32),
+    ("RLIMIT_FSIZE", libc::RLIMIT_FSIZE as i32),
+    ("RLIMIT_LOCKS", libc::RLIMIT_LOCKS as i32),
+    ("RLIMIT_MEMLOCK", libc::RLIMIT_MEMLOCK as i32),
+    ("RLIMIT_MSGQUEUE", libc::RLIMIT_MSGQUEUE as i32),
+    ("RLIMIT_NICE", libc::RLIMIT_NICE as i32),
+    ("RLIMIT_NOFILE", libc::RLIMIT_NOFILE as i32),
+    ("RLIMIT_NPROC", libc::RLIMIT_NPROC as i32),
+    ("RLIMIT_RSS", libc::RLIMIT_RSS as i32),
+    ("RLIMIT_RTPRIO", libc::RLIMIT_RTPRIO as i32),
+    ("RLIMIT_RTTIME", libc::RLIMIT_RTTIME as i32),
+    ("RLIMIT_SIGPENDING", libc::RLIMIT_SIGPENDING as i32),
+    ("RLIMIT_STACK", libc::RLIMIT_STACK as i32),
+];
+
+const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// containerd's lists.
+const MASKED: [&str; 12] = [
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+];
+const READONLY: [&str; 5] = [
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
+
+/// What a container takes from its sandbox.
+#[derive(Debug, Clone)]
+pub(crate) struct Surroundings<'a> {
+    pub network: NamespaceMode,
+    pub ipc: NamespaceMode,
+    pub pid: PidMode,
+    /// Directory of the pinned namespaces.
+    pub pins: &'a Path,
+    pub shm: &'a Path,
+    /// The container's own group, absolute inside the hierarchies.
+    pub cgroup: &'a str,
+    pub run: &'a Path,
+    pub state: &'a Path,
+}
+
+/// The final capability set of a container.
+pub(crate) fn capabilities(spec: &ContainerSpec, host: &Host) -> Result<u64> {
+    if spec.privileged {
+        return Ok(host.bounding);
+    }
+    let mut wanted = 0;
+    for name in &spec.capabilities {
+        wanted |= caps::bit(name)
+            .ok_or_else(|| Error::Invalid(format!("unknown capability {name:?}")))?;
+    }
+    let missing = wanted & !host.bounding;
+    if missing != 0 {
+        let names: Vec<&str> = caps::NAMES
+            .iter()
+            .enumerate()
+            .filter(|(n, _)| missing & (1 << n) != 0)
+            .map(|(_, name)| *name)
+            .collect();
+        tracing::warn!(
+            container = spec.id,
+            ?names,
+            "this box does not have these capabilities: left out"
+        );
+    }
+    Ok(wanted & host.bounding)
+}
+
+/// The number of a signal from an image's or a pod's name for it; empty = SIGTERM.
+pub(crate) fn signal_number(name: &str) -> Result<i32> {
+    let unknown = || Error::Invalid(format!("unknown signal {name:?}"));
+    if name.is_empty() {
+        return Ok(libc::SIGTERM);
+    }
+    if let Ok(number) = name.parse::<i32>() {
+        return (1..=64)
+            .contains(&number)
+            .then_some(number)
+            .ok_or_else(unknown);
+    }
+    let upper = name.to_ascii_uppercase();
+    let full = if upper.starts_with("SIG") {
+        upper
+    } else {
+        format!("SIG{upper}")
+    };
+    for (prefix, base, sign) in [("SIGRTMIN", 34, 1), ("SIGRTMAX", 64, -1)] {
+        if let Some(rest) = full.strip_prefix(prefix) {
+            let offset: i32 = match rest.trim_start_matches(['+', '-']) {
+                "" => 0,
+                digits => digits.parse().map_err(|_| unknown())?,
+            };
+            let number = base + sign * offset;
+            return (34..=64)
+                .contains(&number)
+                .then_some(number)
+                .ok_or_else(unknown);
+        }
+    }
+    full.parse::<nix::sys::signal::Signal>()
+        .map(|s| s as i32)
+        .map_err(|_| unknown())
+}
+
+/// Later entries win, in the place of the first.
+fn deduplicated(env: &[String]) -> Vec<String> {
+    let mut result: Vec<String> = Vec::with_capacity(env.len() + 2);
+    for entry in env {
+        let name = entry.split('=').next().unwrap_or(entry);
+        let same = |e: &&mut String| e.split('=').next() == Some(name);
+        match result.iter_mut().find(same) {
+            Some(earlier) => earlier.clone_from(entry),
+            None => result.push(entry.clone()),
+        }
+    }
+    result
+}
+
+fn rlimits(spec: &ContainerSpec, host: &Host) -> Result<Vec<(i32, u64, u64)>> {
+    let resolve = |limit: &Rlimit| {
+        let number = RLIMITS
+            .iter()
+            .find(|(name, _)| *name == limit.kind)
+            .map(|(_, number)| *number)
+            .ok_or_else(|| Error::Invalid(format!("unknown resource limit {:?}", limit.kind)))?;
+        let ceiling = host.rlimits.get(&number).copied().unwrap_or(u64::MAX);
+        let hard = if limit.hard > ceiling && !host.can_raise_limits {
+            tracing::warn!(
+                container = spec.id,
+                kind = limit.kind,
+                wanted = limit.hard,
+                ceiling,
+                "hard limit above this box's: clipped"
+            );
+            ceiling
+        } else {
+            limit.hard
+        };
+        Ok((number, limit.soft.min(hard), hard))
+    };
+    spec.rlimits.iter().map(resolve).collect()
+}
+
+/// What the process shall be.
+pub(crate) fn process_plan(
+    spec: &ContainerSpec,
+    host: &Host,
+    capabilities: u64,
+    seccomp: Option<PathBuf>,
+) -> Result<ProcessPlan> {
+    if spec.args.is_empty() {
+        return Err(Error::Exec("no command specified".into()));
+    }
+    let zero = |s: &&String| s.contains('\0');
+    if let Some(bad) = spec.args.iter().chain(&spec.env).find(zero) {
+        return Err(Error::Invalid(format!("{bad:?} holds a zero byte")));
+    }
+    if !spec.cwd.is_empty() && !spec.cwd.starts_with('/') {
+        return Err(Error::Invalid(format!(
+            "working directory {:?} is not absolute",
+            spec.cwd
+        )));
+    }
+    let mut env = deduplicated(&spec.env);
+    if !env.iter().any(|e| e.starts_with("PATH=")) {
+        env.push(DEFAULT_PATH.into());
+    }
+    if spec.terminal && !env.iter().any(|e| e.starts_with("TERM=")) {
+        env.push("TERM=xterm".into());
+    }
+    let score = spec.oom_score_adj.unwrap_or(0).clamp(-1000, 1000);
+    let lowest = if host.can_raise_limits {
+        -1000
+    } else {
+        host.oom_score_adj
+    };
+    if score < lowest && spec.oom_score_adj.is_some() {
+        tracing::warn!(
+            container = spec.id,
+            wanted = score,
+            given = lowest,
+            "OOM score cannot be lowered without CAP_SYS_RESOURCE"
+        );
+    }
+    if let Some(profile) = &spec.apparmor_profile {
+        tracing::debug!(
+            container = spec.id,
+            profile,
+            "AppArmor profiles are not applied"
+        );
+    }
+    Ok(ProcessPlan {
+        args: spec.args.clone(),
+        env,
+        cwd: spec.cwd.clone(),
+        uid: spec.user.uid,
+        gid: spec.user.gid,
+        groups: spec.user.additional_gids.clone(),
+        capabilities,
+        no_new_privileges: spec.no_new_privileges,
+        seccomp,
+        rlimits: rlimits(spec, host)?,
+        oom_score_adj: Some(score.max(lowest)),
+        terminal: spec.terminal,
+    })
+}
+
+pub(crate) fn root_plan(spec: &ContainerSpec, around: &Surroundings<'_>) -> RootPlan {
+    let host_id = |maps: &[IdMapping]| {
+        maps.iter()
+            .find(|m| m.container_id == 0)
+            .map_or(0, |m| m.host_id)
+    };
+    RootPlan {
+        layers: spec.layers.clone(),
+        upper: around.state.join("upper"),
+        work: around.state.join("work"),
+        shared: shares_mounts(spec),
+        nodev: !spec.privileged,
+        root_uid: spec
+            .user_namespace
+            .as_ref()
+            .map_or(0, |u| host_id(&u.uid_mappings)),
+    }
+}
+
+fn shares_mounts(spec: &ContainerSpec) -> bool {
+    spec.mounts
+        .iter()
+        .any(|m| m.propagation == Propagation::Bidirectional)
+}
+
+/// The OCI configuration for libcontainer. What our own last steps do (capabilities, seccomp, arguments, terminal) is left out of it.
+pub(crate) fn config(
+    spec: &ContainerSpec,
+    plan: &ProcessPlan,
+    host: &Host,
+    around: &Surroundings<'_>,
+) -> Result<Value> {
+    let mut linux = json!({
+        "namespaces": namespaces(spec, host, around),
+        "cgroupsPath": around.cgroup,
+        "resources": { "devices": device_rules(spec)? },
+        "maskedPaths": paths(spec, spec.masked_paths.as_deref(), &MASKED),
+        "readonlyPaths": paths(spec, spec.readonly_paths.as_deref(), &READONLY),
+        "devices": devices(spec)?,
+    });
+    if !spec.sysctls.is_empty() {
+        linux["sysctl"] = json!(spec.sysctls);
+    }
+    if let Some(user) = &spec.user_namespace {
+        let maps = |list: &[IdMapping]| -> Vec<Value> {
+            list.iter()
+                .map(
+                    |m| json!({"containerID": m.container_id, "hostID": m.host_id, "size": m.size}),
+                )
+                .collect()
+        };
+        linux["uidMappings"] = json!(maps(&user.uid_mappings));
+        linux["gidMappings"] = json!(maps(&user.gid_mappings));
+    }
+    if shares_mounts(spec) {
+        linux["rootfsPropagation"] = json!("shared");
+    }
+    Ok(json!({
+        "ociVersion": "1.0.2",
+        "process": {
+            "user": { "uid": plan.uid, "gid": plan.gid },
+            "args": ["program"],
+            "env": [DEFAULT_PATH],
+            "cwd": "/",
+            "oomScoreAdj": plan.oom_score_adj.unwrap_or(0),
+        },
+        "root": { "path": around.run.join(crate::keeper::ROOT_DIRECTORY), "readonly": spec.read_only_root },
+        "mounts": mounts(spec, around),
+        "linux": linux,
+    }))
+}
+
+fn namespaces(spec: &ContainerSpec, host: &Host, around: &Surroundings<'_>) -> Vec<Value> {
+    let pinned = |kind: &str, file: &str| json!({"type": kind, "path": around.pins.join(file)});
+    let mut list = vec![json!({"type": "mount"})];
+    match around.pid {
+        PidMode::Container => list.push(json!({"type": "pid"})),
+        PidMode::Pod => list.push(pinned("pid", "pid")),
+        PidMode::Host => {}
+    }
+    if around.network == NamespaceMode::Pod {
+        list.push(pinned("network", "net"));
+        list.push(pinned("uts", "uts"));
+    }
+    if around.ipc == NamespaceMode::Pod {
+        list.push(pinned("ipc", "ipc"));
+    }
+    // Under version 1 containers see only their own group by way of the mount; privileged ones see all, as with containerd.
+    if host.unified_cgroups && !spec.privileged {
+        list.push(json!({"type": "cgroup"}));
+    }
+    if spec.user_namespace.is_some() {
+        list.push(json!({"type": "user"}));
+    }
+    list
+}
+
+fn paths(spec: &ContainerSpec, chosen: Option<&[String]>, default: &[&str]) -> Vec<String> {
+    match chosen {
+        Some(list) => list.to_vec(),
+        None if spec.privileged => Vec::new(),
+        None => default.iter().map(|p| p.to_string()).collect(),
+    }
+}
+
+fn mounts(spec: &ContainerSpec, around: &Surroundings<'_>) -> Vec<Value> {
+    let rw = if spec.privileged { "rw" } else { "ro" };
+    let standard = [
+        ("/proc", "proc", "proc", vec!["nosuid", "noexec", "nodev"]),
+        (
+            "/dev",
+            "tmpfs",
+            "tmpfs",
+            vec!["nosuid", "strictatime", "mode=755", "size=65536k"],
+        ),
+        (
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            vec![
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
+            ],
+        ),
+        (
+            "/dev/mqueue",
+            "mqueue",
+            "mqueue",
+            vec!["nosuid", "noexec", "nodev"],
+        ),
+        (
+            "/sys",
+            "sysfs",
+            "sysfs",
+            vec!["nosuid", "noexec", "nodev", rw],
+        ),
+        (
+            "/sys/fs/cgroup",
+            "cgroup",
+            "cgroup",
+            vec!["nosuid", "noexec", "nodev", "relatime", rw],
+        ),
+    ];
+    let own = |path: &str| spec.mounts.iter().any(|m| m.destination == Path::new(path));
+    let mut list: Vec<Value> = standard
+        .into_iter()
+        .filter(|(path, ..)| !own(path))
+        .map(|(path, kind, source, options)| {
+            json!({"destination": path, "type": kind, "source": source, "options": options})
+        })
+        .collect();
+    if !own("/dev/shm") {
+        list.push(json!({
+            "destination": "/dev/shm", "type": "bind", "source": around.shm,
+            "options": ["rbind", "rw", "nosuid", "noexec", "nodev"],
+        }));
+    }
+    // What is mounted below another mount comes after it.
+    let mut sorted: Vec<&Mount> = spec.mounts.iter().collect();
+    sorted.sort_by_key(|m| m.destination.components().count());
+    list.extend(sorted.into_iter().map(mount));
+    list
+}
+
+fn mount(mount: &Mount) -> Value {
+    let access = if mount.readonly { "ro" } else { "rw" };
+    match &mount.kind {
+        MountKind::Bind => {
+            let mut options = vec![if mount.recursive { "rbind" } else { "bind" }, access];
+            if mount.readonly && mount.recursive_readonly {
+                options.push("rro");
+            }
+            options.push(match mount.propagation {
+                Propagation::Private => "rprivate",
+                Propagation::HostToContainer => "rslave",
+                Propagation::Bidirectional => "rshared",
+            });
+            json!({"destination": mount.destination, "type": "bind", "source": mount.source, "options": options})
+        }
+        MountKind::Tmpfs { size, mode } => {
+            let mut options = vec![access.to_string(), format!("mode={mode:o}")];
+            options.extend(size.map(|s| format!("size={s}")));
+            json!({"destination": mount.destination, "type": "tmpfs", "source": "tmpfs", "options": options})
+        }
+        MountKind::Other { fs_type, options } => {
+            let mut options = options.clone();
+            options.push(access.into());
+            json!({"destination": mount.destination, "type": fs_type, "source": mount.source, "options": options})
+        }
+    }
+}
+
+/// A device file of the host.
+fn inspect(device: &Device) -> Result<(char, u64, u64, u32, u32, u32)> {
+    let path = &device.host_path;
+    let what = || format!("device {}", path.display());
+    let meta = std::fs::metadata(path).context(what)?;
+    let kind = if meta.file_type().is_char_device() {
+        'c'
+    } else if meta.file_type().is_block_device() {
+        'b'
+    } else {
+        return Err(Error::Invalid(format!(
+            "{} is not a device",
+            path.display()
+        )));
+    };
+    let (major, minor) = (libc::major(meta.rdev()), libc::minor(meta.rdev()));
+    Ok((
+        kind,
+        major.into(),
+        minor.into(),
+        meta.mode() & 0o7777,
+        meta.uid(),
+        meta.gid(),
+    ))
+}
+
+fn devices(spec: &ContainerSpec) -> Result<Vec<Value>> {
+    let mut list = Vec::new();
+    let mut add = |device: &Device| -> Result<()> {
+        let (kind, major, minor, mode, uid, gid) = inspect(device)?;
+        list.push(json!({
+            "path": device.container_path, "type": kind.to_string(), "major": major, "minor": minor,
+            "fileMode": mode, "uid": uid, "gid": gid,
+        }));
+        Ok(())
+    };
+    if spec.privileged {
+        for device in host_devices(Path::new("/dev")) {
+            // It may have gone meanwhile.
+            let _ = add(&device);
+        }
+    }
+    for device in &spec.devices {
+        add(device)?;
+    }
+    Ok(list)
+}
+
+/// All devices of the host, for privileged containers; what every container has in its own /dev is left to that.
+fn host_devices(directory: &Path) -> Vec<Device> {
+    const OWN: [&str; 12] = [
+        "null", "zero", "full", "tty", "random", "urandom", "ptmx", "console", "pts", "shm",
+        "mqueue", "fd",
+    ];
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let (path, name) = (entry.path(), entry.file_name());
+        let Ok(kind) = entry.file_type() else {
+            continue;
+        };
+        if directory == Path::new("/dev") && OWN.iter().any(|own| name == *own) {
+            continue;
+        }
+        if kind.is_dir() {
+            found.extend(host_devices(&path));
+        } else if kind.is_char_device() || kind.is_block_device() {
+            found.push(Device {
+                host_path: path.clone(),
+                container_path: path,
+                permissions: "rwm".into(),
+            });
+        }
+    }
+    found
+}
+
+fn device_rules(spec: &ContainerSpec) -> Result<Vec<Value>> {
+    if spec.privileged {
+        return Ok(vec![json!({"allow": true, "access": "rwm"})]);
+    }
+    // libcontainer adds what every container may use.
+    let mut rules = vec![json!({"allow": false, "access": "rwm"})];
+    for device in &spec.devices {
+        let (kind, major, minor, ..) = inspect(device)?;
+        let access = if device.permissions.is_empty() {
+            "rwm"
+        } else {
+            &device.permissions
+        };
+        rules.push(json!({"allow": true, "type": kind.to_string(), "major": major, "minor": minor, "access": access}));
+    }
+    Ok(rules)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn host() -> Host {
+        Host {
+            bounding: !(1 << 24),
+            can_raise_limits: false,
+            oom_score_adj: 0,
+            rlimits: [(libc::RLIMIT_NOFILE as i32, 1000)].into(),
+            unified_cgroups: false,
+        }
+    }
+
+    fn around<'a>() -> Surroundings<'a> {
+        Surroundings {
+            network: NamespaceMode::Pod,
+            ipc: NamespaceMode::Pod,
+            pid: PidMode::Container,
+            pins: Path::new("/run/a/s/p/ns"),
+            shm: Path::new("/run/a/s/p/shm"),
+            cgroup: "/kubepods/pod1/c1",
+            run: Path::new("/run/a/c/c1"),
+            state: Path::new("/var/a/containers/c1"),
+        }
+    }
+
+    fn spec() -> ContainerSpec {
+        ContainerSpec {
+            id: "c1".into(),
+            args: vec!["sh".into()],
+            ..ContainerSpec::default()
+        }
+    }
+
+    #[test]
+    fn signals_are_known_by_every_name_that_images_use() {
+        let numbers = ["", "SIGQUIT", "quit", "9", "SIGRTMIN+3", "rtmax-1"]
+            .map(|n| signal_number(n).unwrap());
+        assert_eq!(numbers, [15, 3, 3, 9, 37, 63]);
+        for bad in ["SIGNOPE", "0", "99", "RTMIN+99"] {
+            assert!(signal_number(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn limits_above_the_box_are_clipped_not_refused() {
+        let mut s = spec();
+        s.rlimits = vec![Rlimit {
+            kind: "RLIMIT_NOFILE".into(),
+            soft: 5000,
+            hard: 5000,
+        }];
+        s.oom_score_adj = Some(-997);
+        s.capabilities = vec!["CAP_SYS_RESOURCE".into(), "CAP_CHOWN".into()];
+        let caps = capabilities(&s, &host()).unwrap();
+        assert_eq!(caps, 1);
+        let plan = process_plan(&s, &host(), caps, None).unwrap();
+        assert_eq!(plan.rlimits, [(libc::RLIMIT_NOFILE as i32, 1000, 1000)]);
+        assert_eq!(plan.oom_score_adj, Some(0));
+    }
+
+    #[test]
+    fn the_environment_keeps_one_entry_per_name_and_gets_a_path() {
+        let mut s = spec();
+        s.env = vec!["A=1".into(), "B=2".into(), "A=3".into()];
+        s.terminal = true;
+        let plan = process_plan(&s, &host(), 0, None).unwrap();
+        assert_eq!(plan.env, ["A=3", "B=2", DEFAULT_PATH, "TERM=xterm"]);
+    }
+
+    #[test]
+    fn a_mount_of_the_callers_replaces_the_standard_one_and_parents_come_first() {
+        let mut s = spec();
+        let bind = |destination: &str| Mount {
+            destination: destination.into(),
+            source: "/src".into(),
+            ..Mount::default()
+        };
+        s.mounts = vec![bind("/a/b"), bind("/dev/shm"), bind("/a")];
+        let plan = process_plan(&s, &host(), 0, None).unwrap();
+        let config = config(&s, &plan, &host(), &around()).unwrap();
+        let destinations: Vec<&str> = config["mounts"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|m| m["destination"].as_str().unwrap())
+            .collect();
+        let standard = [
+            "/proc",
+            "/dev",
+            "/dev/pts",
+            "/dev/mqueue",
+            "/sys",
+            "/sys/fs/cgroup",
+        ];
+        assert_eq!(destinations[..6], standard);
+        assert_eq!(destinations[6..], ["/a", "/a/b", "/dev/shm"]);
+    }
+
+    #[test]
+    fn a_host_network_pod_joins_no_network_namespace() {
+        let mut place = around();
+        place.network = NamespaceMode::Host;
+        let kinds: Vec<Value> = namespaces(&spec(), &host(), &place)
+            .iter()
+            .map(|n| n["type"].clone())
+            .collect();
+        assert_eq!(kinds, ["mount", "pid", "ipc"]);
+    }
+
+    #[test]
+    fn nothing_to_run_is_the_callers_error() {
+        let mut s = spec();
+        s.args.clear();
+        assert!(process_plan(&s, &host(), 0, None).is_err());
+        let mut s = spec();
+        s.cwd = "relative".into();
+        assert!(process_plan(&s, &host(), 0, None).is_err());
+    }
+}

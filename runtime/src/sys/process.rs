@@ -1,0 +1,146 @@
+//! Processes: pidfds, identity, fork.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// pidfd_open(2).
+pub(crate) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: integers only; the result is a new descriptor (close-on-exec) or an error.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: as above.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// pidfd_send_signal(2); a process that has gone is no error.
+pub(crate) fn pidfd_kill(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: a null siginfo is allowed: as kill(2).
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    if rc == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::ESRCH) => Ok(()),
+        _ => Err(error),
+    }
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct PidfdInfo {
+    mask: u64,
+    cgroupid: u64,
+    pid: u32,
+    tgid: u32,
+    ppid: u32,
+    ids: [u32; 8],
+    exit_code: i32,
+}
+
+/// The wait status of a process that somebody else has reaped: `PIDFD_GET_INFO` with `PIDFD_INFO_EXIT` (Linux 6.15). `None` if it was not
+/// reaped yet or the kernel is too old.
+pub(crate) fn pidfd_exit_status(pidfd: BorrowedFd<'_>) -> Option<i32> {
+    const PIDFD_INFO_EXIT: u64 = 1 << 3;
+    // _IOWR(0xFF, 11, struct pidfd_info), in its first published size of 64 bytes.
+    const PIDFD_GET_INFO: u64 = 0xC040_FF0B;
+    const { assert!(size_of::<PidfdInfo>() == 64) };
+    let mut info = PidfdInfo {
+        mask: PIDFD_INFO_EXIT,
+        ..PidfdInfo::default()
+    };
+    // SAFETY: the structure has the size that the request number names.
+    let rc = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO as _, &raw mut info) };
+    (rc == 0 && info.mask & PIDFD_INFO_EXIT != 0).then_some(info.exit_code)
+}
+
+/// When a process started, in clock ticks since boot; together with its pid it names a process for good: proc_pid_stat(5), field 22.
+pub(crate) fn start_ticks(pid: i32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is a name in parentheses and may hold anything.
+    let after_name = &stat[stat.rfind(')')? + 2..];
+    after_name.split(' ').nth(19)?.parse().ok()
+}
+
+/// Is this very process still there (zombies count)?
+pub(crate) fn is_same(pid: i32, ticks: u64) -> bool {
+    pid > 0 && start_ticks(pid) == Some(ticks)
+}
+
+/// A code as shells tell it, and the signal if one killed the process.
+pub(crate) fn decode_status(status: i32) -> (i32, Option<i32>) {
+    if libc::WIFSIGNALED(status) {
+        let signal = libc::WTERMSIG(status);
+        (128 + signal, Some(signal))
+    } else {
+        (libc::WEXITSTATUS(status), None)
+    }
+}
+
+/// prctl(PR_SET_CHILD_SUBREAPER).
+pub(crate) fn become_subreaper() -> io::Result<()> {
+    // SAFETY: integers only.
+    if unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Undoes what a Rust program or the keeper does to signals, before somebody else's program runs: all unblocked, all default.
+pub(crate) fn reset_signals() {
+    for signal in 1..=64 {
+        if signal == libc::SIGKILL || signal == libc::SIGSTOP {
+            continue;
+        }
+        // SAFETY: SIG_DFL installs no code. Signals reserved by the C library are refused, which is right.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    let none = nix::sys::signal::SigSet::empty();
+    let _ =
+        nix::sys::signal::sigprocmask(nix::sys::signal::SigmaskHow::SIG_SETMASK, Some(&none), None);
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn a_process_is_told_from_a_later_one_with_its_number() {
+        let me = std::process::id() as i32;
+        let ticks = start_ticks(me).unwrap();
+        assert!(is_same(me, ticks));
+        assert!(!is_same(me, ticks + 1));
+        assert!(!is_same(0, ticks));
+    }
+
+    #[test]
+    fn the_status_of_a_reaped_process_is_known_from_its_pidfd() {
+        let mut child = std::process::Command::new("/bin/sh")
+            .args(["-c", "read x; exit 7"])
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let pidfd = pidfd_open(child.id() as i32).unwrap();
+        assert_eq!(pidfd_exit_status(pidfd.as_fd()), None);
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        // Kernels before 6.15 cannot tell.
+        if let Some(status) = pidfd_exit_status(pidfd.as_fd()) {
+            assert_eq!(decode_status(status), (7, None));
+        }
+    }
+}

@@ -3,12 +3,16 @@
 //! [`Server::start`] is the whole interface: it opens the data directory, makes what a first start needs (keys, system
 //! namespaces, default roles), serves HTTPS, and returns when `/readyz` would say ok.
 
+pub mod admission;
 pub mod auth;
 pub mod bootstrap;
+pub mod events;
 pub mod cache;
 pub mod http;
+pub mod openapi;
 pub mod registry;
 pub mod resources;
+pub mod scheduler;
 pub mod store;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -131,7 +135,7 @@ impl Server {
             store.clone(),
             cache.clone(),
             catalog,
-            Arc::new(registry::Open),
+            Arc::new(admission::Chain::standard()),
             authorizer.clone(),
             cluster,
         ));

@@ -3,11 +3,9 @@
 use amphipod_api::{FieldError, FieldPath};
 use serde_json::Value;
 
-mod meta;
 pub mod pod;
 mod selector;
 
-pub use meta::{metadata_create, metadata_update};
 pub use selector::{label_selector, labels};
 
 /// The errors found so far.

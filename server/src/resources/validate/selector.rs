@@ -4,12 +4,15 @@ use amphipod_api::meta::{array_at, map_at, str_at};
 use amphipod_api::{FieldError, FieldPath, names};
 use serde_json::{Map, Value};
 
-use super::meta::pairs;
 use super::{Errors, problems};
 
 /// A map of labels.
 pub fn labels(map: &Map<String, Value>, path: &FieldPath) -> Errors {
-    names::labels(pairs(map), path)
+    names::labels(
+        map.iter()
+            .map(|(k, v)| (k.as_str(), v.as_str().unwrap_or_default())),
+        path,
+    )
 }
 
 /// A `metav1.LabelSelector`.

@@ -605,3 +605,96 @@ async fn whiteouts_hide_what_lies_below_in_any_order_of_entries() {
         assert_eq!(merged(&image), want, "{what}");
     }
 }
+
+#[tokio::test]
+async fn users_are_resolved_in_the_layers_as_the_container_would_see_them() {
+    use amphipod_runtime::image::user::{UserError, resolve, resolve_in_layers};
+    let base = Tar::new()
+        .dir("etc/")
+        .file("etc/passwd", b"app:x:1:1::/old:\n")
+        .file("etc/group", b"ops:x:9:app\n");
+    let newer = Tar::new()
+        .dir("etc/")
+        .file("etc/passwd", b"app:x:2:2::/new:\n");
+    let linked = Tar::new()
+        .dir("etc/")
+        .symlink("etc/passwd", "../../usr/./share/passwd")
+        .dir("usr/share/")
+        .file("usr/share/passwd", b"app:x:3:3:::\n");
+    let absolute = Tar::new()
+        .symlink("etc/passwd", "/usr/users")
+        .file("usr/users", b"app:x:4:4:::\n");
+    let hidden = Tar::new().file("etc/.wh.passwd", b"");
+    let opaque = Tar::new().dir("etc/").file("etc/.wh..wh..opq", b"");
+    let looping = Tar::new()
+        .symlink("etc/passwd", "group")
+        .symlink("etc/group", "passwd");
+    let fifo = Tar::new().entry("etc/passwd", EntryType::Fifo, "", 0o644, b"");
+    let outside = Tar::new()
+        .symlink("etc", "/usr/etc")
+        .symlink("usr/etc/passwd", "/proc/self/environ");
+    type Want<'a> = Option<(u32, &'a [u32])>;
+    let cases: Vec<(&str, Vec<Tar>, Want)> = vec![
+        ("base", vec![base.clone()], Some((1, &[9]))),
+        ("replaced", vec![base.clone(), newer], Some((2, &[9]))),
+        ("linked", vec![base.clone(), linked], Some((3, &[9]))),
+        (
+            "linked from the root",
+            vec![base.clone(), absolute],
+            Some((4, &[9])),
+        ),
+        ("hidden", vec![base.clone(), hidden], None),
+        ("opaque", vec![base.clone(), opaque], None),
+        ("fifo", vec![base.clone(), fifo], None),
+        ("outside", vec![base.clone(), outside], None),
+    ];
+    for (what, layers, want) in cases {
+        let (_dir, store) = store();
+        let layers = layers
+            .into_iter()
+            .map(|tar| TestLayer::plain(tar.done()))
+            .collect();
+        let image = import(&store, &TestImage::new(layers), "users").await;
+        match (resolve_in_layers(&image.layers, "app"), want) {
+            (Ok(user), Some((uid, gids))) => {
+                assert_eq!(
+                    (user.uid, user.gid, user.additional_gids.as_slice()),
+                    (uid, uid, gids),
+                    "{what}"
+                );
+            }
+            (Err(UserError::NoUser(_)), None) => {}
+            (other, _) => panic!("{what}: {other:?}"),
+        }
+        assert_eq!(
+            resolve_in_layers(&image.layers, "77").unwrap().uid,
+            77,
+            "{what}"
+        );
+    }
+    let (_dir, store) = store();
+    let image = import(
+        &store,
+        &TestImage::new(vec![TestLayer::plain(looping.done())]),
+        "loop",
+    )
+    .await;
+    assert!(matches!(
+        resolve_in_layers(&image.layers, "app"),
+        Err(UserError::Read { .. })
+    ));
+    assert!(matches!(
+        resolve(&image.layers[0], "app"),
+        Err(UserError::Read { .. })
+    ));
+    let image = import(
+        &store,
+        &TestImage::new(vec![TestLayer::plain(base.done())]),
+        "one",
+    )
+    .await;
+    assert_eq!(
+        resolve(&image.layers[0], "app").unwrap(),
+        resolve_in_layers(&image.layers, "app").unwrap()
+    );
+}

@@ -270,6 +270,36 @@ async fn a_download_that_breaks_off_goes_on_where_it_stopped() {
 }
 
 #[tokio::test]
+async fn rubbish_from_an_earlier_run_is_not_resumed() {
+    let registry = Registry::start().await;
+    let layer = TestLayer::gzip(Tar::new().file("a", &noise(100_000, 6)).done());
+    registry
+        .push("app", "v1", &TestImage::new(vec![layer.clone()]))
+        .await;
+    let file = format!("sha256-{}", layer.digest().hex());
+    // As after a power cut: half or all of it, zeros; downloaded whole but never unpacked.
+    for (place, length) in [
+        ("ingest", 50_000),
+        ("ingest", layer.blob.len()),
+        ("ingest", 200_000),
+        ("blobs", layer.blob.len()),
+    ] {
+        let (dir, store) = store();
+        drop(store);
+        std::fs::write(dir.path().join(place).join(&file), vec![0; length]).unwrap();
+        let store = ImageStore::open(dir.path()).unwrap();
+        let pulled = pull(&store, &format!("{}/app:v1", registry.address))
+            .await
+            .unwrap();
+        assert_eq!(
+            std::fs::read(pulled.layers[0].join("a")).unwrap(),
+            noise(100_000, 6),
+            "{place} {length}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn content_that_does_not_match_its_digest_is_refused_and_not_kept() {
     let registry = Registry::start().await;
     let good = TestLayer::gzip(Tar::new().file("a", b"a").done());

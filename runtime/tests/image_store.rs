@@ -338,7 +338,8 @@ async fn damage_on_disk_is_noticed_and_repaired_by_the_next_pull() {
         .join("blobs")
         .join(format!("sha256-{}", image.id().hex()));
     let index = dir.path().join("index.json");
-    let damages: [(&str, Box<dyn Fn()>); 4] = [
+    type Damage<'a> = (&'a str, Box<dyn Fn() + 'a>);
+    let damages: [Damage; 4] = [
         (
             "index",
             Box::new(|| std::fs::write(&index, b"{\"version\":1,").unwrap()),
@@ -419,7 +420,7 @@ async fn wait_for(condition: impl Fn() -> bool) {
 async fn tokens_are_fetched_where_the_registry_says() {
     let image = small_image();
     let (manifest, config) = (image.manifest().to_string(), image.config().to_string());
-    let blobs = vec![image.layers[0].blob.clone(), config.into_bytes()];
+    let blobs = [image.layers[0].blob.clone(), config.into_bytes()];
     let server = HttpServer::start(move |request, address| {
         let authorization = request.header("authorization").unwrap_or_default();
         let path = request.path.split('?').next().unwrap_or_default().to_owned();
@@ -484,12 +485,12 @@ async fn tokens_are_fetched_where_the_registry_says() {
 async fn a_busy_registry_is_asked_again() {
     let image = small_image();
     let (manifest, config) = (image.manifest().to_string(), image.config().to_string());
-    let blobs = vec![image.layers[0].blob.clone(), config.into_bytes()];
+    let blobs = [image.layers[0].blob.clone(), config.into_bytes()];
     let asked = std::sync::atomic::AtomicUsize::new(0);
     let server = HttpServer::start(move |request, _| {
         // Every other request is turned away.
         let number = asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-        if number % 2 == 0 {
+        if number.is_multiple_of(2) {
             return Answer::new([503, 429][number / 2 % 2], "busy").header("retry-after", "0");
         }
         if request.path.contains("/manifests/") {

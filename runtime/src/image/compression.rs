@@ -1,10 +1,15 @@
-//! Decompression of layers, told apart by their first bytes: media types are often wrong, magic numbers are not.
+//! The bytes of a layer: decompressed (told apart by their first bytes: media types are often wrong, magic numbers are
+//! not), bounded and hashed.
 
 use std::io::{self, BufRead, BufReader, Read};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use flate2::bufread::MultiGzDecoder;
 use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
+
+use super::digest::{Algorithm, Digest, Hasher};
+use super::error::{ErrorKind, ImageError, hostile};
 
 const BUFFER: usize = 64 << 10;
 
@@ -85,6 +90,70 @@ impl<R: BufRead> Read for Zstd<R> {
                 n => return Ok(n),
             }
         }
+    }
+}
+
+/// An error of the source: ours in disguise, the disk's, or bytes that do not decompress.
+pub(crate) fn read_error(error: &io::Error) -> ImageError {
+    if let Some(own) = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<ImageError>())
+    {
+        return own.clone();
+    }
+    match error.raw_os_error() {
+        Some(_) => ImageError::io("reading the layer", error),
+        None if error.kind() == io::ErrorKind::UnexpectedEof => {
+            ImageError::new(ErrorKind::Corrupt, "the archive ends too early")
+        }
+        None => ImageError::new(ErrorKind::Corrupt, format!("decompressing: {error}")),
+    }
+}
+
+/// Hashes and bounds the uncompressed archive.
+pub(crate) struct Measured<'a, R> {
+    source: R,
+    hasher: Hasher,
+    left: u64,
+    cancel: &'a AtomicBool,
+}
+
+impl<'a, R> Measured<'a, R> {
+    /// Gives `source` until `limit` bytes are over or `cancel` is set; either is an error of its own kind.
+    pub(crate) fn new(source: R, limit: u64, cancel: &'a AtomicBool) -> Self {
+        Self {
+            source,
+            hasher: Hasher::new(Algorithm::Sha256),
+            left: limit,
+            cancel,
+        }
+    }
+
+    /// The digest of what was read.
+    pub(crate) fn finish(self) -> Digest {
+        self.hasher.finish()
+    }
+}
+
+impl<R: Read> Read for Measured<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.cancel.load(Ordering::Relaxed) {
+            return Err(io::Error::other(ImageError::new(
+                ErrorKind::Network,
+                "cancelled",
+            )));
+        }
+        let n = self.source.read(buffer)?;
+        self.hasher.update(&buffer[..n]);
+        match self.left.checked_sub(n as u64) {
+            Some(left) => self.left = left,
+            None => {
+                return Err(io::Error::other(hostile(
+                    "it unpacks to more bytes than the limit allows",
+                )));
+            }
+        }
+        Ok(n)
     }
 }
 

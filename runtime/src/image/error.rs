@@ -75,4 +75,8 @@ impl fmt::Display for ImageError {
 
 impl std::error::Error for ImageError {}
 
+pub(crate) fn hostile(message: impl Into<String>) -> ImageError {
+    ImageError::new(ErrorKind::Hostile, message)
+}
+
 pub type Result<T, E = ImageError> = std::result::Result<T, E>;

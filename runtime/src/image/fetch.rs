@@ -16,7 +16,8 @@ use super::digest::{Digest, Hasher};
 use super::error::{ErrorKind, ImageError, Result};
 use super::manifest::Descriptor;
 use super::options::{Progress, ProgressFn};
-use super::registry::{Backoff, Failure, Session, causes};
+use super::registry::{Session, causes};
+use super::retry::{Backoff, Failure};
 use super::store::{Inner, blocking};
 
 /// Chunks between the network and the disk; each is at most what the HTTP library reads at once.
@@ -37,6 +38,7 @@ pub(crate) async fn fetch(
     }
     let _slot = inner.downloads.acquire().await;
     let mut backoff = Backoff::new();
+    let mut mismatched = false;
     loop {
         let mut partial = Partial::open(inner, blob, lock).await?;
         let before = partial.length;
@@ -49,7 +51,22 @@ pub(crate) async fn fetch(
                 }
                 return Err(e);
             }
-            (Ok(()), Ok(done)) => return store(inner, blob, done).await,
+            (Ok(()), Ok(done)) if done.digest == blob.digest => {
+                return store(inner, blob, done).await;
+            }
+            (Ok(()), Ok(done)) => {
+                // Never resume from rubbish. What an earlier run left may be to blame: then all of it once more.
+                let _ = fs::remove_file(inner.ingest_path(&blob.digest));
+                if !done.resumed || mismatched {
+                    let why = format!(
+                        "the registry sends {}, not what its digest names",
+                        done.digest
+                    );
+                    return Err(mismatch(blob, &why));
+                }
+                mismatched = true;
+                lock = done.lock;
+            }
             (Err(failure), Ok(done)) => {
                 if done.length > before {
                     backoff.reset();
@@ -262,26 +279,12 @@ fn mismatch(blob: &Descriptor, why: &str) -> ImageError {
     ImageError::new(ErrorKind::Corrupt, format!("blob {}: {why}", blob.digest))
 }
 
-/// Moves a whole download into place, if it is what its digest names.
+/// Moves a whole and verified download into place.
 async fn store(inner: &Arc<Inner>, blob: &Descriptor, done: Written) -> Result<()> {
-    let (inner, blob) = (inner.clone(), blob.clone());
+    let (inner, digest) = (inner.clone(), blob.digest.clone());
     blocking(move || {
-        let from = inner.ingest_path(&blob.digest);
-        if done.digest != blob.digest {
-            // Never resume from rubbish.
-            let _ = fs::remove_file(&from);
-            let hint = if done.resumed {
-                " after it was resumed"
-            } else {
-                ""
-            };
-            let why = format!(
-                "the registry sends {}, not what its digest names{hint}",
-                done.digest
-            );
-            return Err(mismatch(&blob, &why));
-        }
-        fs::rename(&from, inner.blob_path(&blob.digest))
+        let _lock = done.lock;
+        fs::rename(inner.ingest_path(&digest), inner.blob_path(&digest))
             .map_err(|e| ImageError::io("storing the download", &e))
     })
     .await

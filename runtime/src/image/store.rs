@@ -14,27 +14,30 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, SystemTime};
 
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
-use serde::{Deserialize, Serialize};
+use nix::fcntl::Flock;
 use tokio::sync::Semaphore;
 
-use super::catalog::{Catalog, Layer, Pointer, Record};
+use super::catalog::{Catalog, Layer, Record};
 use super::digest::Digest;
+use super::disk::{
+    IndexFile, WorkDir, file_name, load, lock, remove_files, replace_file, size_of_files,
+    sync_file_system,
+};
 use super::error::{ErrorKind, ImageError, Result};
-use super::manifest::{ConfigFile, ImageConfig};
+use super::manifest::ImageConfig;
 use super::options::{Limits, PullOptions};
 use super::pull::Pulls;
 use super::reference::Reference;
-use super::unpack::{LayerLimits, apply, check_space};
+use super::tree::check_space;
+use super::unpack::{LayerLimits, apply};
 
 /// Half-downloads that nobody resumed for so long are deleted.
 const INGEST_AGE: Duration = Duration::from_secs(24 * 3600);
@@ -89,15 +92,6 @@ pub(crate) struct Inner {
     counter: AtomicU64,
     _lock: Flock<File>,
 }
-
-/// `index.json`
-#[derive(Default, Serialize, Deserialize)]
-struct IndexFile {
-    version: u32,
-    images: Vec<Record>,
-    names: std::collections::BTreeMap<String, Pointer>,
-}
-
 impl ImageStore {
     /// Opens the store at `dir`, made if need be, and discards what an interrupted run left half-done. Half-downloaded
     /// layers stay, to be resumed. One process at a time: a second open fails.
@@ -537,173 +531,4 @@ impl Drop for Pin {
             }
         }
     }
-}
-
-/// A directory under `layers/` that is deleted when dropped, or at the next open.
-struct WorkDir {
-    path: PathBuf,
-}
-
-impl WorkDir {
-    fn name(dir: &Path, number: u64) -> PathBuf {
-        dir.join("layers").join(format!("tmp-{number}"))
-    }
-
-    fn create(dir: &Path, number: u64) -> Result<Self> {
-        let path = Self::name(dir, number);
-        fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&path)
-            .map_err(|e| ImageError::io(format!("creating {}", path.display()), &e))?;
-        Ok(Self { path })
-    }
-}
-
-impl Drop for WorkDir {
-    fn drop(&mut self) {
-        // Not there any more once it was renamed into place.
-        match fs::remove_dir_all(&self.path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!("cannot delete {}: {e}", self.path.display());
-            }
-            _ => {}
-        }
-    }
-}
-
-fn file_name(digest: &Digest) -> String {
-    format!("{}-{}", digest.algorithm().as_str(), digest.hex())
-}
-
-fn lock(dir: &Path) -> Result<Flock<File>> {
-    let path = dir.join("lock");
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path);
-    let file = file.map_err(|e| ImageError::io(format!("opening {}", path.display()), &e))?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(locked) => Ok(locked),
-        Err((_, Errno::EAGAIN)) => Err(ImageError::new(
-            ErrorKind::Store,
-            format!(
-                "the image store {} is in use by another process",
-                dir.display()
-            ),
-        )),
-        Err((_, e)) => Err(ImageError::io(
-            format!("locking {}", path.display()),
-            &e.into(),
-        )),
-    }
-}
-
-/// Reads the store's state, and deletes what was half-done.
-fn load(dir: &Path) -> Result<Catalog> {
-    let mut catalog = Catalog::default();
-    let layers = dir.join("layers");
-    let reading = |e: &io::Error| ImageError::io(format!("reading {}", layers.display()), e);
-    for item in fs::read_dir(&layers).map_err(|e| reading(&e))? {
-        let item = item.map_err(|e| reading(&e))?;
-        match load_layer(&item.path()) {
-            Some(layer) if item.file_name().to_str() == Some(&layer.chain.hex()[..16]) => {
-                catalog.layers.insert(layer.chain.clone(), layer);
-            }
-            _ => drop(WorkDir { path: item.path() }),
-        }
-    }
-    let index = load_index(&dir.join("index.json"))?;
-    for mut record in index.images {
-        let config = fs::read(dir.join("blobs").join(file_name(&record.id))).ok();
-        let config = config.filter(|bytes| record.id.matches(bytes));
-        let config = config.and_then(|bytes| serde_json::from_slice::<ConfigFile>(&bytes).ok());
-        let whole = record
-            .layers
-            .iter()
-            .all(|chain| catalog.layers.contains_key(chain));
-        match (config, whole) {
-            (Some(file), true) => {
-                record.config = file.config;
-                catalog.images.insert(record.id.clone(), record);
-            }
-            _ => tracing::warn!(
-                "image {} is damaged on disk and must be pulled again",
-                record.id
-            ),
-        }
-    }
-    catalog.names = index.names;
-    catalog
-        .names
-        .retain(|_, pointer| catalog.images.contains_key(&pointer.image));
-    Ok(catalog)
-}
-
-fn load_layer(path: &Path) -> Option<Layer> {
-    let layer = serde_json::from_slice(&fs::read(path.join("layer.json")).ok()?).ok()?;
-    path.join("fs").is_dir().then_some(layer)
-}
-
-fn load_index(path: &Path) -> Result<IndexFile> {
-    let bytes = match fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(IndexFile::default()),
-        Err(e) => return Err(ImageError::io(format!("reading {}", path.display()), &e)),
-    };
-    match serde_json::from_slice(&bytes) {
-        Ok(index) => Ok(index),
-        Err(e) => {
-            let aside = path.with_extension("json.corrupt");
-            tracing::error!(
-                "{} is damaged ({e}); it is kept as {}, images must be pulled again",
-                path.display(),
-                aside.display()
-            );
-            fs::rename(path, &aside)
-                .map_err(|e| ImageError::io(format!("renaming {}", path.display()), &e))?;
-            Ok(IndexFile::default())
-        }
-    }
-}
-
-/// Replaces a file so that after a power cut either the old or the new content is there.
-fn replace_file(path: &Path, content: &[u8]) -> io::Result<()> {
-    let new = path.with_extension("new");
-    let mut file = File::create(&new)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    match path.parent() {
-        Some(parent) => File::open(parent)?.sync_all(),
-        None => Ok(()),
-    }
-}
-
-fn sync_file_system(file: &File) -> io::Result<()> {
-    // SAFETY: takes a descriptor that is open while `file` lives.
-    let result = unsafe { libc::syncfs(file.as_raw_fd()) };
-    Errno::result(result).map(drop).map_err(io::Error::from)
-}
-
-fn size_of_files(dir: &Path) -> u64 {
-    let items = fs::read_dir(dir).into_iter().flatten().flatten();
-    items
-        .filter_map(|item| item.metadata().ok())
-        .map(|meta| meta.blocks() * 512)
-        .sum()
-}
-
-/// Deletes the files in `dir` that `doomed` names; returns their size.
-fn remove_files(dir: &Path, doomed: impl Fn(&str, &fs::Metadata) -> bool) -> u64 {
-    let mut freed = 0;
-    for item in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let Ok(meta) = item.metadata() else { continue };
-        if doomed(&item.file_name().to_string_lossy(), &meta)
-            && fs::remove_file(item.path()).is_ok()
-        {
-            freed += meta.blocks() * 512;
-        }
-    }
-    freed
 }

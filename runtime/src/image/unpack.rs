@@ -7,27 +7,29 @@
 //! than [`LayerLimits`] allow. Extended attributes are kept if they are `user.*` or `security.capability`; others, above
 //! all overlayfs' own, are dropped.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::OsStr;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
-use nix::sys::stat::{FileStat, Mode, SFlag};
+use nix::sys::stat::{FchmodatFlags, Mode, SFlag, UtimensatFlags, makedev};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, UnlinkatFlags};
 
-use super::compression::decompress;
-use super::digest::{Algorithm, Digest, Hasher};
-use super::error::{ErrorKind, ImageError, Result};
+use super::compression::{Measured, decompress, read_error};
+use super::digest::Digest;
+use super::error::{ErrorKind, ImageError, Result, hostile};
 use super::tar::{Entry, Kind, TarError, TarReader};
+use super::tree::{
+    DEPTH_LIMIT, Place, below, check_space, components, directory_flags, errno, is_kind,
+    is_whiteout, open_at, set_metadata, set_opaque, set_owner_and_mode, stat_at, time,
+};
 
-/// Components of one path; deeper trees could not be removed with a bounded number of descriptors.
-const DEPTH_LIMIT: usize = 256;
 /// Links and `..` followed for one entry.
 const STEP_LIMIT: usize = 255;
 /// Memory for the times of directories, which are set last.
@@ -81,13 +83,7 @@ pub(crate) fn apply(
     cancel: &AtomicBool,
 ) -> Result<Applied> {
     let plain = decompress(source).map_err(|e| read_error(&e))?;
-    let measured = Measured {
-        source: plain,
-        hasher: Hasher::new(Algorithm::Sha256),
-        left: limits.bytes,
-        cancel,
-    };
-    let mut tar = TarReader::new(measured);
+    let mut tar = TarReader::new(Measured::new(plain, limits.bytes, cancel));
     let mut applier = Applier {
         root: Rc::new(root),
         parents,
@@ -122,15 +118,11 @@ pub(crate) fn apply(
     let mut measured = tar.into_inner();
     io::copy(&mut measured, &mut io::sink()).map_err(|e| read_error(&e))?;
     Ok(Applied {
-        diff_id: measured.hasher.finish(),
+        diff_id: measured.finish(),
         bytes: applier.bytes,
         inodes: applier.inodes,
         opaque: applier.opaque,
     })
-}
-
-fn hostile(message: impl Into<String>) -> ImageError {
-    ImageError::new(ErrorKind::Hostile, message)
 }
 
 fn tar_error(error: TarError) -> ImageError {
@@ -142,73 +134,12 @@ fn tar_error(error: TarError) -> ImageError {
     }
 }
 
-/// An error of the source: ours in disguise, the disk's, or bytes that do not decompress.
-fn read_error(error: &io::Error) -> ImageError {
-    if let Some(own) = error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<ImageError>())
-    {
-        return own.clone();
-    }
-    match error.raw_os_error() {
-        Some(_) => ImageError::io("reading the layer", error),
-        None if error.kind() == io::ErrorKind::UnexpectedEof => {
-            ImageError::new(ErrorKind::Corrupt, "the archive ends too early")
-        }
-        None => ImageError::new(ErrorKind::Corrupt, format!("decompressing: {error}")),
-    }
-}
-
-/// Hashes and bounds the uncompressed archive.
-struct Measured<'a, R> {
-    source: R,
-    hasher: Hasher,
-    left: u64,
-    cancel: &'a AtomicBool,
-}
-
-impl<R: Read> Read for Measured<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.cancel.load(Ordering::Relaxed) {
-            return Err(io::Error::other(ImageError::new(
-                ErrorKind::Network,
-                "cancelled",
-            )));
-        }
-        let n = self.source.read(buffer)?;
-        self.hasher.update(&buffer[..n]);
-        match self.left.checked_sub(n as u64) {
-            Some(left) => self.left = left,
-            None => {
-                return Err(io::Error::other(hostile(
-                    "it unpacks to more bytes than the limit allows",
-                )));
-            }
-        }
-        Ok(n)
-    }
-}
-
 /// The directory of the last entry: entries come directory by directory, so most walks are saved.
 struct Current {
     /// The components as the archive wrote them.
     wanted: Vec<Vec<u8>>,
     place: Place,
 }
-
-/// An open directory of the layer and where it really is (no links in its path).
-#[derive(Clone)]
-struct Place {
-    fd: Rc<OwnedFd>,
-    path: Vec<Vec<u8>>,
-}
-
-impl Place {
-    fn raw(&self) -> i32 {
-        self.fd.as_raw_fd()
-    }
-}
-
 struct Applier<'a> {
     root: Rc<OwnedFd>,
     parents: &'a [PathBuf],
@@ -263,13 +194,7 @@ impl Applier<'_> {
             Kind::Fifo => self.node(&place, name, entry, SFlag::S_IFIFO, 0),
             Kind::Char if COMMON_DEVICES.contains(&entry.device) => {
                 let (major, minor) = entry.device;
-                self.node(
-                    &place,
-                    name,
-                    entry,
-                    SFlag::S_IFCHR,
-                    nix::sys::stat::makedev(major, minor),
-                )
+                self.node(&place, name, entry, SFlag::S_IFCHR, makedev(major, minor))
             }
             Kind::Char | Kind::Block => {
                 let kind = if entry.kind == Kind::Char {
@@ -369,7 +294,7 @@ impl Applier<'_> {
             Some(parent.raw()),
             os_name,
             mode,
-            nix::sys::stat::FchmodatFlags::FollowSymlink,
+            FchmodatFlags::FollowSymlink,
         )
         .map_err(|e| errno("setting the mode", e))?;
         self.count(0)
@@ -388,7 +313,7 @@ impl Applier<'_> {
         )
         .map_err(|e| errno("setting the owner", e))?;
         let time = time(entry);
-        let flag = nix::sys::stat::UtimensatFlags::NoFollowSymlink;
+        let flag = UtimensatFlags::NoFollowSymlink;
         nix::sys::stat::utimensat(Some(parent.raw()), name, &time, &time, flag)
             .map_err(|e| errno("setting the time", e))
     }
@@ -444,7 +369,7 @@ impl Applier<'_> {
         match stat_at(place, hidden)? {
             None => {
                 let flags = Mode::empty();
-                let device = nix::sys::stat::makedev(0, 0);
+                let device = makedev(0, 0);
                 nix::sys::stat::mknodat(
                     Some(place.raw()),
                     OsStr::from_bytes(hidden),
@@ -574,7 +499,7 @@ impl Applier<'_> {
         )
         .map_err(|e| errno("creating the directory", e))?;
         let place = self.open_directory(parent, name)?;
-        let (mode, uid, gid) = match self.below(&place.path) {
+        let (mode, uid, gid) = match below(self.parents, &place.path) {
             Some(stat) => (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid),
             None => (0o755, 0, 0),
         };
@@ -584,34 +509,6 @@ impl Applier<'_> {
         }
         self.count(4096)?;
         Ok(place)
-    }
-
-    /// The directory that the layers below show at `path`.
-    fn below(&self, path: &[Vec<u8>]) -> Option<FileStat> {
-        for layer in self.parents {
-            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-            let mut fd = open_at(libc::AT_FDCWD, layer.as_os_str().as_bytes(), flags, 0).ok()?;
-            let mut found = true;
-            for name in path {
-                match open_at(
-                    fd.as_raw_fd(),
-                    name,
-                    OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
-                    0,
-                ) {
-                    Ok(next) => fd = next,
-                    Err(_) => {
-                        found = false;
-                        break;
-                    }
-                }
-            }
-            if found {
-                let stat = nix::sys::stat::fstat(fd.as_raw_fd()).ok()?;
-                return is_kind(&stat, SFlag::S_IFDIR).then_some(stat);
-            }
-        }
-        None
     }
 
     /// Makes room for a new entry: whatever this layer had there goes, except a directory if `keep_directory`.
@@ -683,148 +580,4 @@ impl Applier<'_> {
         }
         Ok(())
     }
-}
-
-/// An error if fewer than `wanted` bytes would leave less than `reserved` free on the file system of `fd`.
-pub(crate) fn check_space(fd: &OwnedFd, wanted: u64, reserved: u64) -> Result<()> {
-    let stat = nix::sys::statvfs::fstatvfs(fd).map_err(|e| errno("asking for free space", e))?;
-    let block: u64 = stat.fragment_size();
-    let free = stat.blocks_available().saturating_mul(block);
-    if free < wanted.saturating_add(reserved) {
-        let mib = |bytes: u64| bytes >> 20;
-        return Err(ImageError::new(
-            ErrorKind::NoSpace,
-            format!(
-                "no space left on device: {} MiB free, {} MiB needed and {} MiB kept in reserve",
-                mib(free),
-                mib(wanted),
-                mib(reserved)
-            ),
-        ));
-    }
-    Ok(())
-}
-
-/// The components of an archive's path. `./` and double slashes are harmless; leaving the root is not.
-fn components(path: &[u8]) -> Result<Vec<&[u8]>> {
-    let parts: Vec<&[u8]> = path
-        .split(|&b| b == b'/')
-        .filter(|c| !matches!(*c, b"" | b"."))
-        .collect();
-    if path.starts_with(b"/") && !parts.is_empty() {
-        return Err(hostile("an absolute path"));
-    }
-    if parts.contains(&&b".."[..]) {
-        return Err(hostile("a path with \"..\""));
-    }
-    if parts.len() > DEPTH_LIMIT {
-        return Err(hostile("nested too deep"));
-    }
-    if parts.iter().any(|c| c.len() > 255) {
-        return Err(hostile("a name of more than 255 bytes"));
-    }
-    Ok(parts)
-}
-
-fn directory_flags() -> OFlag {
-    OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC
-}
-
-fn open_at(dir: i32, name: &[u8], flags: OFlag, mode: libc::mode_t) -> nix::Result<OwnedFd> {
-    let mode = Mode::from_bits_truncate(mode);
-    let fd = nix::fcntl::openat(Some(dir), OsStr::from_bytes(name), flags, mode)?;
-    // SAFETY: openat returned a new descriptor that nothing else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-fn stat_at(place: &Place, name: &[u8]) -> Result<Option<FileStat>> {
-    match nix::sys::stat::fstatat(
-        Some(place.raw()),
-        OsStr::from_bytes(name),
-        AtFlags::AT_SYMLINK_NOFOLLOW,
-    ) {
-        Ok(stat) => Ok(Some(stat)),
-        Err(Errno::ENOENT) => Ok(None),
-        Err(e) => Err(errno("looking at what is there", e)),
-    }
-}
-
-fn is_kind(stat: &FileStat, kind: SFlag) -> bool {
-    stat.st_mode & SFlag::S_IFMT.bits() == kind.bits()
-}
-
-/// What overlayfs takes for "not there, whatever the layers below have".
-fn is_whiteout(stat: &FileStat) -> bool {
-    is_kind(stat, SFlag::S_IFCHR) && stat.st_rdev == 0
-}
-
-fn time(entry: &Entry) -> TimeSpec {
-    let (seconds, nanos) = entry.mtime;
-    // time_t has 32 bits on some ARM systems; the kernel clamps what its file system cannot hold.
-    let seconds = libc::time_t::try_from(seconds).unwrap_or(if seconds < 0 {
-        libc::time_t::MIN
-    } else {
-        libc::time_t::MAX
-    });
-    TimeSpec::new(seconds, nanos as _)
-}
-
-fn set_metadata(fd: &OwnedFd, entry: &Entry) -> Result<()> {
-    set_owner_and_mode(fd, entry.uid, entry.gid, entry.mode)?;
-    // After the owner: chown(2) clears capabilities.
-    for (name, value) in &entry.xattrs {
-        let kept = name == b"security.capability"
-            || (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."));
-        if !kept {
-            continue;
-        }
-        match set_xattr(fd, name, value) {
-            Ok(()) | Err(Errno::EOPNOTSUPP) => {}
-            Err(e) => {
-                let name = String::from_utf8_lossy(name).into_owned();
-                // Not a full disk: file systems also say ENOSPC for attributes that are too large.
-                return Err(ImageError::new(
-                    ErrorKind::Unsupported,
-                    format!("setting the extended attribute {name:?}: {}", e.desc()),
-                ));
-            }
-        }
-    }
-    Ok(())
-}
-
-fn set_owner_and_mode(fd: &OwnedFd, uid: u32, gid: u32, mode: u32) -> Result<()> {
-    nix::unistd::fchown(
-        fd.as_raw_fd(),
-        Some(Uid::from_raw(uid)),
-        Some(Gid::from_raw(gid)),
-    )
-    .map_err(|e| errno("setting the owner", e))?;
-    // After the owner: chown(2) clears set-user-ID.
-    nix::sys::stat::fchmod(fd.as_raw_fd(), Mode::from_bits_truncate(mode))
-        .map_err(|e| errno("setting the mode", e))
-}
-
-fn set_opaque(fd: &OwnedFd) -> Result<()> {
-    set_xattr(fd, b"trusted.overlay.opaque", b"y")
-        .map_err(|e| errno("marking the directory opaque", e))
-}
-
-fn set_xattr(fd: &OwnedFd, name: &[u8], value: &[u8]) -> nix::Result<()> {
-    let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
-    // SAFETY: the name is zero-terminated, and the value's pointer and length belong together.
-    let result = unsafe {
-        libc::fsetxattr(
-            fd.as_raw_fd(),
-            name.as_ptr(),
-            value.as_ptr().cast(),
-            value.len(),
-            0,
-        )
-    };
-    Errno::result(result).map(drop)
-}
-
-fn errno(doing: &str, e: Errno) -> ImageError {
-    ImageError::io(doing, &io::Error::from(e))
 }

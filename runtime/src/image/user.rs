@@ -2,12 +2,13 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag};
 use nix::sys::stat::Mode;
-use std::os::fd::AsRawFd;
+
+use super::merged::open_merged;
 
 /// A file of users longer than this is not read to its end.
 const FILE_LIMIT: u64 = 4 << 20;
@@ -57,6 +58,26 @@ pub fn resolve_at(rootfs: BorrowedFd<'_>, spec: &str) -> Result<ResolvedUser, Us
     resolve_in(&passwd, &group, spec)
 }
 
+/// As [`resolve`], before the layers are mounted: `layers` are an image's, **lowest first**, seen as overlayfs would
+/// show them.
+pub fn resolve_in_layers(layers: &[PathBuf], spec: &str) -> Result<ResolvedUser, UserError> {
+    let read = |file: &'static str| {
+        let found = open_merged(layers, &format!("etc/{file}"));
+        let content = found.and_then(|found| found.map_or(Ok(Vec::new()), read_bounded));
+        content.map_err(|source| UserError::Read { file, source })
+    };
+    resolve_in(&read("passwd")?, &read("group")?, spec)
+}
+
+fn read_bounded(file: File) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    // Never read from what could block or never end.
+    if file.metadata()?.is_file() {
+        file.take(FILE_LIMIT).read_to_end(&mut content)?;
+    }
+    Ok(content)
+}
+
 fn read(rootfs: BorrowedFd<'_>, file: &'static str) -> Result<Vec<u8>, UserError> {
     let how = OpenHow::new()
         .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)
@@ -74,16 +95,7 @@ fn read(rootfs: BorrowedFd<'_>, file: &'static str) -> Result<Vec<u8>, UserError
             });
         }
     };
-    let mut content = Vec::new();
-    let done = opened.metadata().and_then(|meta| match meta.is_file() {
-        // Never read from what could block or never end.
-        true => opened.take(FILE_LIMIT).read_to_end(&mut content),
-        false => Ok(0),
-    });
-    match done {
-        Ok(_) => Ok(content),
-        Err(source) => Err(UserError::Read { file, source }),
-    }
+    read_bounded(opened).map_err(|source| UserError::Read { file, source })
 }
 
 struct PasswdLine {

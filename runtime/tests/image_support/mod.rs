@@ -308,11 +308,12 @@ impl TestImage {
 }
 
 /// Writes archives entry by entry, also such that no honest tool would write.
-pub struct Tar(tar::Builder<Vec<u8>>);
+#[derive(Clone)]
+pub struct Tar(Vec<u8>);
 
 impl Tar {
     pub fn new() -> Self {
-        Self(tar::Builder::new(Vec::new()))
+        Self(Vec::new())
     }
 
     pub fn file(self, path: &str, content: &[u8]) -> Self {
@@ -336,7 +337,7 @@ impl Tar {
         header.set_device_major(major).unwrap();
         header.set_device_minor(minor).unwrap();
         header.set_cksum();
-        self.0.append(&header, &b""[..]).unwrap();
+        self.append(&header, b"");
         self
     }
 
@@ -350,7 +351,7 @@ impl Tar {
     ) -> Self {
         let mut header = raw_header(path, kind, link, mode, content.len() as u64);
         header.set_cksum();
-        self.0.append(&header, content).unwrap();
+        self.append(&header, content);
         self
     }
 
@@ -365,20 +366,36 @@ impl Tar {
         );
         change(&mut header);
         header.set_cksum();
-        self.0.append(&header, content).unwrap();
+        self.append(&header, content);
         self
     }
 
     pub fn pax(mut self, records: &[(&str, &[u8])]) -> Self {
-        self.0
+        let mut builder = tar::Builder::new(Vec::new());
+        builder
             .append_pax_extensions(records.iter().copied())
             .unwrap();
+        self.0
+            .extend_from_slice(without_end(&builder.into_inner().unwrap()));
         self
     }
 
-    pub fn done(self) -> Vec<u8> {
-        self.0.into_inner().unwrap()
+    fn append(&mut self, header: &tar::Header, content: &[u8]) {
+        let mut builder = tar::Builder::new(Vec::new());
+        builder.append(header, content).unwrap();
+        self.0
+            .extend_from_slice(without_end(&builder.into_inner().unwrap()));
     }
+
+    pub fn done(mut self) -> Vec<u8> {
+        self.0.extend_from_slice(&[0; 1024]);
+        self.0
+    }
+}
+
+/// An archive without the two zero blocks at its end.
+fn without_end(archive: &[u8]) -> &[u8] {
+    &archive[..archive.len() - 1024]
 }
 
 /// The tar crate refuses hostile paths, so names are written into the header's bytes.

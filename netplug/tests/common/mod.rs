@@ -54,6 +54,15 @@ impl Ns {
         })
     }
 
+    /// Starts a thread that stays inside the namespace.
+    pub fn thread(&self, work: impl FnOnce() + Send + 'static) {
+        let file = self.0.try_clone().unwrap();
+        std::thread::spawn(move || {
+            setns(&file, CloneFlags::CLONE_NEWNET).unwrap();
+            work();
+        });
+    }
+
     /// Runs a shell command inside the namespace; its output.
     pub fn sh(&self, command: &str) -> String {
         let out = self.run(|| Command::new("sh").args(["-c", command]).output().unwrap());

@@ -62,6 +62,27 @@ pub fn go_json(value: &serde_json::Value) -> String {
     out
 }
 
+/// A decoded JSON value as Go's `%v` prints it: `map[a:1 b:[x <nil>]]`.
+pub fn go_value(value: &serde_json::Value) -> String {
+    use serde_json::Value;
+    match value {
+        Value::Null => "<nil>".into(),
+        Value::String(s) => s.clone(),
+        Value::Array(items) => {
+            let items: Vec<String> = items.iter().map(go_value).collect();
+            format!("[{}]", items.join(" "))
+        }
+        Value::Object(map) => {
+            let entries: Vec<String> = map
+                .iter()
+                .map(|(k, v)| format!("{k}:{}", go_value(v)))
+                .collect();
+            format!("map[{}]", entries.join(" "))
+        }
+        other => other.to_string(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,5 +102,11 @@ mod tests {
             go_json(&serde_json::json!({"a": "<b>&"})),
             r#"{"a":"\u003cb\u003e\u0026"}"#
         );
+    }
+
+    #[test]
+    fn values_print_as_go_prints_them() {
+        let value = serde_json::json!({"b": [1, "x", null], "a": true});
+        assert_eq!(go_value(&value), "map[a:true b:[1 x <nil>]]");
     }
 }

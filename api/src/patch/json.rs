@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::PatchError;
+use crate::text::quote;
 
 /// Most operations in one patch, as upstream.
 pub const MAX_OPERATIONS: usize = 10_000;
@@ -138,9 +139,7 @@ fn apply(document: &mut Value, operation: &Value, work: &mut Work) -> Result<(),
                 ))),
             }
         }
-        other => Err(malformed(format!(
-            "error decoding patch: unexpected kind: {other}"
-        ))),
+        other => Err(malformed(format!("Unexpected kind: {other}"))),
     }
 }
 
@@ -227,8 +226,13 @@ impl Pointer {
         op: &str,
     ) -> Result<(&'a mut Value, &str), PatchError> {
         let missing = || {
+            let path = if op == "replace" {
+                self.text.clone()
+            } else {
+                quote(&self.text)
+            };
             does_not_apply(format!(
-                "{op} operation does not apply: doc is missing path: {self}: missing value"
+                "{op} operation does not apply: doc is missing path: {path}: missing value"
             ))
         };
         let (last, ancestors) = self.tokens.split_last().ok_or_else(missing)?;
@@ -282,7 +286,7 @@ impl Pointer {
         match parent {
             Value::Object(map) => map.remove(last).ok_or_else(|| {
                 does_not_apply(format!(
-                    "error in {op} for path: '{self}': unable to remove nonexistent key: {last}: missing value"
+                    "error in {op} for path: '{self}': Unable to remove nonexistent key: {last}: missing value"
                 ))
             }),
             Value::Array(items) => match index(last, items.len()).filter(|at| *at < items.len()) {
@@ -299,29 +303,33 @@ impl Pointer {
             return Ok(());
         }
         let (parent, last) = self.parent(document, "replace")?;
-        let place = match parent {
-            Value::Object(map) => map.get_mut(last),
+        match parent {
+            // Upstream does not mind that the key is new.
+            Value::Object(map) => {
+                map.insert(last.into(), new);
+            }
             Value::Array(items) => {
                 let len = items.len();
-                index(last, len).and_then(|at| items.get_mut(at))
+                match index(last, len).and_then(|at| items.get_mut(at)) {
+                    Some(place) => *place = new,
+                    None => {
+                        return Err(does_not_apply(format!(
+                            "replace operation does not apply: doc is missing key: {self}: missing value"
+                        )));
+                    }
+                }
             }
-            _ => None,
-        };
-        match place {
-            Some(place) => {
-                *place = new;
-                Ok(())
-            }
-            None => Err(does_not_apply(format!(
-                "replace operation does not apply: doc is missing key: {self}: missing value"
-            ))),
+            _ => {}
         }
+        Ok(())
     }
 
     fn bad_index(&self, op: &str, token: &str) -> PatchError {
-        does_not_apply(format!(
-            "error in {op} for path: '{self}': unable to access invalid index: {token}: invalid index referenced"
-        ))
+        let why = match token.parse::<i64>() {
+            Ok(_) => format!("Unable to access invalid index: {token}: invalid index referenced"),
+            Err(_) => format!("strconv.Atoi: parsing {}: invalid syntax", quote(token)),
+        };
+        does_not_apply(format!("error in {op} for path: '{self}': {why}"))
     }
 }
 
@@ -437,15 +445,15 @@ mod tests {
             ),
             (
                 json!([{"op": "remove", "path": "/x"}]),
-                "error in remove for path: '/x': unable to remove nonexistent key: x: missing value",
+                "error in remove for path: '/x': Unable to remove nonexistent key: x: missing value",
             ),
             (
                 json!([{"op": "add", "path": "/x/y", "value": 1}]),
-                "add operation does not apply: doc is missing path: /x/y: missing value",
+                "add operation does not apply: doc is missing path: \"/x/y\": missing value",
             ),
             (
-                json!([{"op": "replace", "path": "/x", "value": 1}]),
-                "replace operation does not apply: doc is missing key: /x: missing value",
+                json!([{"op": "replace", "path": "/l/7", "value": 1}]),
+                "replace operation does not apply: doc is missing key: /l/7: missing value",
             ),
         ] {
             assert_eq!(

@@ -9,6 +9,7 @@ use std::collections::{HashMap, HashSet};
 use serde_json::{Map, Value};
 
 use super::PatchError;
+use crate::text::go_value;
 
 const DIRECTIVE: &str = "$patch";
 const RETAIN_KEYS: &str = "$retainKeys";
@@ -138,7 +139,9 @@ fn merge_object<S: PatchSchema>(
                     merge_object(old, value, field.schema.as_ref())?;
                 }
             }
-            (Value::Array(old), Value::Array(value)) => merge_list(old, value, &field, &key)?,
+            (Value::Array(old), Value::Array(value)) => {
+                merge_list(old, value, &field, &key)?;
+            }
             (old, value) => match without_directives(value) {
                 Some(value) => *old = value,
                 None => {
@@ -204,7 +207,7 @@ fn merge_ordered_lists<S: PatchSchema>(
             _ => None,
         };
         if let Some(changes) = &changes {
-            check_order(changes, &order, key, &directive)?;
+            check_order(changes, &order, key)?;
         }
         let server = match original.get(name) {
             None => None,
@@ -215,17 +218,20 @@ fn merge_ordered_lists<S: PatchSchema>(
                 )));
             }
         };
+        let mut order_left = server.clone().unwrap_or_default();
         let mut merged = match (&server, changes) {
             (None, None) => continue,
             (Some(list), None) => list.clone(),
             (None, Some(changes)) => clean_list(changes),
             (Some(list), Some(changes)) => {
                 let mut list = list.clone();
-                merge_list(&mut list, changes, &field, name)?;
+                if let Some(left) = merge_list(&mut list, changes, &field, name)? {
+                    order_left = left;
+                }
                 list
             }
         };
-        sort_like(&mut merged, &order, server.as_deref().unwrap_or(&[]), key);
+        sort_like(&mut merged, &order, &order_left, key);
         original.insert(name.into(), Value::Array(merged));
     }
     Ok(())
@@ -260,44 +266,51 @@ impl Places {
 }
 
 /// The changed elements must stand in the order that the directive gives.
-fn check_order(
-    changes: &[Value],
-    order: &[Value],
-    key: Option<&str>,
-    directive: &str,
-) -> Result<(), PatchError> {
+fn check_order(changes: &[Value], order: &[Value], key: Option<&str>) -> Result<(), PatchError> {
     if changes.is_empty() || order.is_empty() {
         return Ok(());
     }
-    let changed = changes
+    let mut changed = changes
         .iter()
-        .filter(|c| c.get(DIRECTIVE).is_none())
-        .filter_map(|c| identity(c, key));
-    let mut rest = order.iter();
-    for id in changed {
-        if !rest.any(|o| identity(o, key) == Some(id)) {
-            return Err(malformed(format!(
-                "The order in patch list:\n{}\n doesn't match {directive} list:\n{}\n",
-                Value::from(changes.to_vec()),
-                Value::from(order.to_vec())
-            )));
+        .filter(|c| c.get(DIRECTIVE) != Some(&"delete".into()))
+        .peekable();
+    let mut order_left = order.iter();
+    // As upstream does it: a directive is passed over only while there is order left to compare with.
+    while let (Some(item), Some(wanted)) = (changed.peek(), order_left.as_slice().first()) {
+        if item.get(DIRECTIVE).is_none() {
+            order_left.next();
+            if identity(item, key).is_none() || identity(item, key) != identity(wanted, key) {
+                continue;
+            }
         }
+        changed.next();
+    }
+    if changed.peek().is_some() {
+        let (changes, order) = (changes.to_vec().into(), order.to_vec().into());
+        return Err(malformed(format!(
+            "The order in patch list:\n{}\n doesn't match $setElementOrder list:\n{}\n",
+            go_value(&changes),
+            go_value(&order)
+        )));
     }
     Ok(())
 }
 
+/// Merges a list. If elements were deleted, tells the order of the server's list that this leaves: what stayed, and then
+/// as many new elements as were deleted. (Upstream merges in place, so new elements get into the places that deleted
+/// ones left, and a later `$setElementOrder` takes them for the server's own. What users see depends on it.)
 fn merge_list<S: PatchSchema>(
     original: &mut Vec<Value>,
     patch: Vec<Value>,
     field: &Field<S>,
     name: &str,
-) -> Result<(), PatchError> {
+) -> Result<Option<Vec<Value>>, PatchError> {
     if !field.merge {
         *original = clean_list(patch);
-        return Ok(());
+        return Ok(None);
     }
     if original.is_empty() && patch.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
     let objects = original
         .iter()
@@ -306,7 +319,7 @@ fn merge_list<S: PatchSchema>(
         .count();
     if objects == 0 {
         merge_scalars(original, patch);
-        return Ok(());
+        return Ok(None);
     }
     if objects != original.len() + patch.len() {
         return Err(malformed(format!(
@@ -335,10 +348,11 @@ fn merge_keyed<S: PatchSchema>(
     patch: Vec<Value>,
     key: &str,
     schema: Option<&S>,
-) -> Result<(), PatchError> {
+) -> Result<Option<Vec<Value>>, PatchError> {
     let no_key = |item: &Value| {
         malformed(format!(
-            "map: {item} does not contain declared merge key: {key}"
+            "map: {} does not contain declared merge key: {key}",
+            go_value(item)
         ))
     };
     let (mut changes, mut gone, mut replace) = (Vec::with_capacity(patch.len()), Vec::new(), false);
@@ -361,15 +375,17 @@ fn merge_keyed<S: PatchSchema>(
             Some(_) => return Err(malformed(format!("unknown patch type found in {item}"))),
         }
     }
-    if replace {
-        *original = clean_list(changes);
-        return Ok(());
-    }
+    let before = original.len();
     if !gone.is_empty() {
         let gone = Places::of(&gone, Some(key));
         original.retain(|old| gone.find(old, Some(key)).is_none());
     }
     let server = original.clone();
+    let deleted = before - server.len();
+    if replace {
+        *original = clean_list(changes);
+        return Ok((deleted > 0).then_some(server));
+    }
     let mut places = Places::of(original, Some(key));
     for item in &changes {
         let id = item.get(key).ok_or_else(|| no_key(item))?;
@@ -385,8 +401,9 @@ fn merge_keyed<S: PatchSchema>(
             }
         }
     }
+    let left = (deleted > 0).then(|| original[..original.len().min(before)].to_vec());
     sort_like(original, &changes, &server, Some(key));
-    Ok(())
+    Ok(left)
 }
 
 /// Orders a merged list: elements named in `order` in its order, others in the server's, interleaved so that others keep

@@ -214,6 +214,23 @@ pub fn delete(index: i32) -> Message {
     Message::new(libc::RTM_DELLINK, 0, &info(index, 0))
 }
 
+/// Links that wait for [`delete_doomed`]. A number that nobody else is likely to use.
+const DOOMED: u32 = 0x616d_7068;
+
+/// Marks a link for [`delete_doomed`].
+pub fn doom(index: i32) -> Message {
+    let mut m = Message::new(libc::RTM_SETLINK, 0, &info(index, 0));
+    m.attr_u32(libc::IFLA_GROUP, DOOMED);
+    m
+}
+
+/// Deletes all marked links at once: the kernel waits for all its readers once per request (some 20 ms), however many links it is about.
+pub fn delete_doomed() -> Message {
+    let mut m = Message::new(libc::RTM_DELLINK, 0, &info(0, 0));
+    m.attr_u32(libc::IFLA_GROUP, DOOMED);
+    m
+}
+
 /// A host address (/32 or /128) without a prefix route.
 pub fn add_address(index: i32, ip: IpAddr) -> Message {
     let bytes = octets(ip);

@@ -31,6 +31,8 @@ pub struct Network {
     gateways: Vec<IpAddr>,
     /// rtnetlink in the namespace of the box. Never locked while `state` is waited for.
     links: Mutex<Socket>,
+    /// The same, for removals, which are slow: others need not wait for them.
+    reaper: Mutex<Socket>,
     state: Mutex<State>,
 }
 
@@ -67,6 +69,7 @@ impl Network {
     pub fn open(config: NetConfig) -> Result<Network> {
         config.check()?;
         let mut links = link::open().map_err(Error::kernel("opening a netlink socket"))?;
+        let reaper = link::open().map_err(Error::kernel("opening a netlink socket"))?;
         settings(&config)?;
         anchor(&config, &mut links)?;
         let ledger = Ledger::open(&config.state_dir, &config.pod_cidrs)?;
@@ -94,6 +97,7 @@ impl Network {
             gateways: config.gateways(),
             config,
             links: Mutex::new(links),
+            reaper: Mutex::new(reaper),
             state: Mutex::new(state),
         })
     }
@@ -120,7 +124,7 @@ impl Network {
         let Some(entry) = lock(&self.state).ledger.get(id).cloned() else {
             return Ok(());
         };
-        self.unlink(&entry.network.host_ifname)?;
+        self.unlink(std::slice::from_ref(&entry.network.host_ifname))?;
         let mut state = lock(&self.state);
         let keys = state.book.set(Owner::Pod(id.to_owned()), Vec::new());
         state.ledger.release(id)?;
@@ -139,16 +143,19 @@ impl Network {
     /// Detaches every pod that is not in `ids` and removes links that belong to nobody.
     pub fn retain(&self, ids: &[&str]) -> Result<()> {
         let keep: HashSet<&str> = ids.iter().copied().collect();
-        for pod in self
+        let (kept, gone): (Vec<_>, Vec<_>) = self
             .attached()
-            .iter()
-            .filter(|p| !keep.contains(p.id.as_str()))
-        {
+            .into_iter()
+            .partition(|p| keep.contains(p.id.as_str()));
+        let known: HashSet<String> = kept.into_iter().map(|p| p.host_ifname).collect();
+        let stray: Vec<String> = self
+            .pod_links()?
+            .into_iter()
+            .filter(|name| !known.contains(name))
+            .collect();
+        self.unlink(&stray)?;
+        for pod in gone {
             self.detach(&pod.id)?;
-        }
-        let known: HashSet<String> = self.attached().into_iter().map(|p| p.host_ifname).collect();
-        for name in self.pod_links()?.into_iter().filter(|n| !known.contains(n)) {
-            self.unlink(&name)?;
         }
         Ok(())
     }
@@ -259,8 +266,27 @@ impl Network {
             .collect())
     }
 
-    fn unlink(&self, name: &str) -> Result<()> {
-        delete_link(&mut lock(&self.links), name)
+    /// Removes links of pods, together with those of other pods that leave at the same time.
+    fn unlink(&self, names: &[String]) -> Result<()> {
+        let failed = || Error::kernel(format!("removing the links {names:?}"));
+        let mut doomed = Vec::new();
+        for name in names {
+            let mut links = lock(&self.links);
+            if let Some(link) = link::find(&mut links, name).map_err(failed())? {
+                link::apply(&mut links, vec![link::doom(link.index)], &[libc::ENODEV])
+                    .map_err(failed())?;
+                doomed.push(name);
+            }
+        }
+        let mut reaper = lock(&self.reaper);
+        for name in doomed {
+            // Whoever held the reaper before, or the first round, may have taken it along.
+            if link::find(&mut reaper, name).map_err(failed())?.is_some() {
+                link::apply(&mut reaper, vec![link::delete_doomed()], &[libc::ENODEV])
+                    .map_err(failed())?;
+            }
+        }
+        Ok(())
     }
 
     fn connect(&self, entry: &Entry, netns: &Path, ifname: &str) -> Result<()> {

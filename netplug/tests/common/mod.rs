@@ -130,7 +130,7 @@ impl Ns {
     }
 
     pub fn udp_socket(&self) -> UdpSocket {
-        let socket = self.run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+        let socket = self.run(|| UdpSocket::bind("[::]:0").unwrap());
         socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         socket
     }
@@ -164,6 +164,14 @@ pub struct Pod {
 impl Pod {
     pub fn ip(&self) -> IpAddr {
         self.net.ips[0]
+    }
+
+    pub fn ip6(&self) -> IpAddr {
+        self.net.ips[1]
+    }
+
+    pub fn at6(&self, port: u16) -> String {
+        SocketAddr::new(self.ip6(), port).to_string()
     }
 
     pub fn at(&self, port: u16) -> String {

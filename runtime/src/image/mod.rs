@@ -19,6 +19,7 @@ mod challenge;
 mod compression;
 mod digest;
 mod disk;
+mod dns;
 mod endpoint;
 mod error;
 mod fetch;

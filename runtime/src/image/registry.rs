@@ -13,6 +13,7 @@ use serde::Deserialize;
 use super::auth::RegistryAuth;
 use super::challenge::{Challenge, challenges};
 use super::digest::Digest;
+use super::dns::SystemResolver;
 use super::endpoint::{
     Authorization, Endpoint, endpoints, host_and_port, is_loopback, upstream_host,
 };
@@ -64,6 +65,7 @@ impl Session {
             .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(READ_TIMEOUT)
             .referer(false)
+            .dns_resolver(SystemResolver::new())
             // Several connections at once download layers faster than one shared window.
             .http1_only();
         if endpoints

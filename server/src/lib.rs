@@ -8,6 +8,7 @@ pub mod auth;
 pub mod bootstrap;
 pub mod events;
 pub mod cache;
+pub mod controllers;
 pub mod http;
 pub mod openapi;
 pub mod registry;
@@ -91,6 +92,7 @@ pub struct Server {
     store: Arc<dyn Store>,
     stop: CancellationToken,
     serving: tokio::task::JoinHandle<()>,
+    _control: Option<(scheduler::Scheduler, controllers::Controllers)>,
 }
 
 /// How often certificates are looked at.
@@ -163,12 +165,21 @@ impl Server {
         tokio::spawn(auth::rbac::aggregator::run(registry.clone(), stop.clone()));
         tokio::spawn(renew(pki.clone(), stop.clone()));
 
+        let control = config.run_controllers.then(|| {
+            let told = controllers::Config {
+                ca_pem: pki.ca_pem().to_owned(),
+                cluster_cidrs: config.cluster_cidrs.clone(),
+                advertise,
+            };
+            (scheduler::start(registry.clone()), controllers::start(registry.clone(), told))
+        });
+
         let admin_kubeconfig = pki.admin_kubeconfig(&local_url(addr));
         let path = config.data_dir.join("admin.kubeconfig");
         files::write_if_changed(&path, admin_kubeconfig.as_bytes(), files::PRIVATE)
             .with_context(|| format!("writing {}", path.display()))?;
         tracing::info!(%addr, %advertise, "the Kubernetes API is served");
-        Ok(Server { addr, advertise, admin_kubeconfig, pki, registry, store, stop, serving })
+        Ok(Server { addr, advertise, admin_kubeconfig, pki, registry, store, stop, serving, _control: control })
     }
 
     /// The address HTTPS listens on, with the real port.

@@ -1,0 +1,223 @@
+//! The controllers: loops that bring what is closer to what was asked for.
+//!
+//! Each is one file: which changes concern it ([`Controller::sources`]), and what it does about an object
+//! ([`Controller::reconcile`]), decided anew each time from what the cache holds. A controller remembers nothing that a restart would
+//! lose, and calls no other; they meet in the objects.
+//!
+//! Reading is from the in-process cache. A write through the registry is in the cache when it returns, so that a controller sees its
+//! own writes the next time it looks.
+
+mod namespace_defaults;
+mod node_ipam;
+mod queue;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use amphipod_api::Status;
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tracing::warn;
+
+use crate::auth::UserInfo;
+use crate::cache::{Event, Object, Table};
+use crate::events::Recorder;
+use crate::registry::{Context, Registry};
+
+pub use queue::{Key, Outcome};
+use queue::WorkQueue;
+
+/// What the controllers are told about the cluster.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The CA certificate for `kube-root-ca.crt`, PEM.
+    pub ca_pem: String,
+    /// The ranges that nodes get their pod ranges from.
+    pub cluster_cidrs: Vec<String>,
+    /// Where the API is reached: the endpoint of the service `kubernetes`.
+    pub advertise: std::net::SocketAddr,
+}
+
+/// Which changes of a resource concern a controller.
+pub struct Source {
+    /// `pods`, `deployments.apps`.
+    pub resource: &'static str,
+    /// The keys that a change concerns; for an update, the object before is in [`Event::prev`].
+    pub keys: fn(&Tools, &Event) -> Vec<Key>,
+}
+
+/// The object itself.
+pub fn itself(_: &Tools, event: &Event) -> Vec<Key> {
+    vec![Key::new(&event.object.meta.namespace, &event.object.meta.name)]
+}
+
+/// What went wrong: a refusal by the API, or an object that does not decode.
+pub type Result<T, E = Status> = std::result::Result<T, E>;
+
+pub type Reconciling<'a> = Pin<Box<dyn Future<Output = Result<Outcome>> + Send + 'a>>;
+
+/// One controller.
+pub trait Controller: Send + Sync + 'static {
+    /// As in upstream's service accounts: `replicaset-controller`.
+    fn name(&self) -> &'static str;
+
+    fn sources(&self) -> Vec<Source>;
+
+    /// Looks at one object, which may be gone, and does what is needed. Must be safe to repeat at any time.
+    fn reconcile<'a>(&'a self, tools: &'a Tools, key: &'a Key) -> Reconciling<'a>;
+}
+
+/// What a controller works with.
+#[derive(Clone)]
+pub struct Tools {
+    pub registry: Arc<Registry>,
+    pub config: Arc<Config>,
+    pub recorder: Recorder,
+    user: Arc<UserInfo>,
+}
+
+impl Tools {
+    /// The objects of a built-in resource.
+    pub fn table(&self, resource: &str) -> Arc<Table> {
+        match self.registry.catalog().by_resource(resource) {
+            Some(descriptor) => self.registry.table(&descriptor),
+            None => unreachable!("{resource} is a built-in resource"),
+        }
+    }
+
+    /// A request in this controller's name.
+    pub fn context(&self, resource: &str, namespace: &str) -> Result<Context> {
+        self.registry.context(&self.user, resource, namespace)
+    }
+
+    /// A request for a subresource.
+    pub fn sub_context(&self, resource: &str, namespace: &str, subresource: &str) -> Result<Context> {
+        Ok(self.context(resource, namespace)?.with_subresource(subresource))
+    }
+}
+
+/// Reads a typed object.
+pub fn typed<T: serde::de::DeserializeOwned>(object: &Object) -> Result<T> {
+    object.typed().map_err(|error| Status::internal_error(format!("the stored object {object:?} does not decode: {error}")))
+}
+
+/// Running controllers; dropping it stops them.
+pub struct Controllers {
+    _tasks: JoinSet<()>,
+}
+
+/// All controllers. Adding one is adding its file and a line here.
+fn all() -> Vec<Arc<dyn Controller>> {
+    vec![Arc::new(namespace_defaults::NamespaceDefaults), Arc::new(node_ipam::NodeIpam::default())]
+}
+
+/// Starts all controllers.
+pub fn start(registry: Arc<Registry>, config: Config) -> Controllers {
+    let mut tasks = JoinSet::new();
+    let config = Arc::new(config);
+    for controller in all() {
+        let user = Arc::new(UserInfo::service_account("kube-system", controller.name()));
+        let tools = Tools {
+            recorder: Recorder::start(registry.clone(), user.clone(), controller.name()),
+            registry: registry.clone(),
+            config: config.clone(),
+            user,
+        };
+        tasks.spawn(run(controller, tools));
+    }
+    Controllers { _tasks: tasks }
+}
+
+/// How many objects one controller works on at once.
+const WORKERS: usize = 8;
+
+struct Queue {
+    work: Mutex<WorkQueue>,
+    changed: Notify,
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, WorkQueue> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn run(controller: Arc<dyn Controller>, tools: Tools) {
+    let queue = Arc::new(Queue { work: Mutex::default(), changed: Notify::new() });
+    // Ends, and all in it, when this task does.
+    let mut following = JoinSet::new();
+    for source in controller.sources() {
+        following.spawn(follow(source, tools.clone(), queue.clone()));
+    }
+    let mut working = JoinSet::new();
+    let free = Arc::new(Semaphore::new(WORKERS));
+    loop {
+        while working.try_join_next().is_some() {}
+        let Ok(permit) = free.clone().acquire_owned().await else { return };
+        let (key, due) = {
+            let mut work = queue.lock();
+            (work.take(Instant::now()), work.next_due())
+        };
+        let Some(key) = key else {
+            drop(permit);
+            let pause = async {
+                match due {
+                    Some(due) => tokio::time::sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = queue.changed.notified() => {}
+                () = pause => {}
+            }
+            continue;
+        };
+        let (controller, tools, queue) = (controller.clone(), tools.clone(), queue.clone());
+        working.spawn(async move {
+            let outcome = match controller.reconcile(&tools, &key).await {
+                Ok(outcome) => outcome,
+                Err(status) => {
+                    // Somebody else was faster: looking again is all there is to it.
+                    if !status.is_conflict() && !status.is_not_found() {
+                        warn!(controller = controller.name(), namespace = key.namespace, name = key.name, %status, "tried again later");
+                    }
+                    Outcome::Failed
+                }
+            };
+            queue.lock().done(&key, outcome, Instant::now());
+            queue.changed.notify_one();
+            drop(permit);
+        });
+    }
+}
+
+/// Turns the changes of one resource into keys.
+async fn follow(source: Source, tools: Tools, queue: Arc<Queue>) {
+    let table = tools.table(source.resource);
+    let add = |keys: Vec<Key>| {
+        if keys.is_empty() {
+            return;
+        }
+        let mut work = queue.lock();
+        keys.into_iter().for_each(|key| work.add(key));
+        queue.changed.notify_one();
+    };
+    loop {
+        let (list, mut watch) = table.list_and_watch(None);
+        for object in list.items {
+            // What is there at the start is told as if it came now.
+            let event = Event { kind: crate::cache::EventType::Added, revision: object.meta.revision, object, prev: None };
+            add((source.keys)(&tools, &event));
+        }
+        // Falling behind the ring of changes: everything is looked at again.
+        while let Ok(events) = watch.next().await {
+            for event in &events {
+                add((source.keys)(&tools, event));
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

@@ -12,6 +12,7 @@ pub mod metrics;
 pub mod negotiate;
 mod options;
 mod paths;
+mod protobuf;
 pub mod query;
 mod request_body;
 mod request_info;

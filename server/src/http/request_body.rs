@@ -1,6 +1,7 @@
 //! Reading request bodies: limited, in a form that we can read.
 
 use amphipod_api::Status;
+use amphipod_api::gvk::split_api_version;
 use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
@@ -8,31 +9,35 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use serde_json::Value;
 
+use super::protobuf;
 use crate::registry::Input;
+use crate::resources::{Catalog, kinds};
 
 /// The largest body that is read, as upstream.
 pub const LIMIT: usize = 3 << 20;
 
 /// Media types that we read.
-const READABLE: &[&str] = &["application/json", "application/yaml"];
+const READABLE: &[&str] = &["application/json", "application/yaml", protobuf::MEDIA_TYPE];
 
 /// How a body is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Syntax {
     Json,
     Yaml,
+    Protobuf,
 }
 
 /// The syntax by `Content-Type`; JSON if it says nothing.
 ///
 /// # Errors
-/// 415 for what we do not read, such as protobuf.
+/// 415 for what we do not read.
 pub fn syntax(headers: &HeaderMap) -> Result<Syntax, Status> {
     let Some(value) = headers.get(CONTENT_TYPE) else { return Ok(Syntax::Json) };
     let text = value.to_str().unwrap_or_default();
     match text.split(';').next().unwrap_or_default().trim() {
         "application/json" | "" | "*/*" => Ok(Syntax::Json),
         "application/yaml" | "application/x-yaml" | "text/yaml" => Ok(Syntax::Yaml),
+        protobuf::MEDIA_TYPE => Ok(Syntax::Protobuf),
         _ => Err(Status::unsupported_media_type(READABLE)),
     }
 }
@@ -57,25 +62,47 @@ pub async fn read(headers: &HeaderMap, body: Incoming) -> Result<Bytes, Status> 
 /// The body as an object for the registry.
 ///
 /// # Errors
-/// As [`syntax`] and [`read`].
-pub async fn input(headers: &HeaderMap, body: Incoming) -> Result<Input, Status> {
+/// As [`syntax`] and [`read`], and 400 for protobuf that is none.
+pub async fn input(headers: &HeaderMap, body: Incoming, catalog: &Catalog) -> Result<Input, Status> {
     let syntax = syntax(headers)?;
     let bytes = read(headers, body).await?;
     Ok(match syntax {
         Syntax::Json => Input::Json(bytes),
         Syntax::Yaml => Input::Yaml(bytes),
+        Syntax::Protobuf => Input::Json(from_protobuf(&bytes, catalog)?),
     })
+}
+
+/// Protobuf as JSON, by the schema of the kind that it says to be.
+fn from_protobuf(bytes: &[u8], catalog: &Catalog) -> Result<Bytes, Status> {
+    let broken = |why: String| Status::bad_request(format!("the object provided is unrecognized: {why}"));
+    let envelope = protobuf::open(bytes).map_err(broken)?;
+    let (group, version) = split_api_version(&envelope.api_version).unwrap_or_default();
+    let kind = &envelope.kind;
+    let decoded = match (catalog.by_kind(group, version, kind), kinds::body(group, version, kind)) {
+        (Some(descriptor), _) => envelope.decode(&descriptor.schema().root),
+        (None, Some(body)) => envelope.decode(&body.schema().root),
+        (None, None) => {
+            let text = format!("no kind {kind:?} is registered for version {:?}", envelope.api_version);
+            return Err(Status::bad_request(text));
+        }
+    };
+    let value = decoded.map_err(broken)?;
+    Ok(Bytes::from(serde_json::to_vec(&value).unwrap_or_default()))
 }
 
 /// The body as any document; `Null` if it is empty. For bodies that are no stored object.
 ///
 /// # Errors
 /// As [`input`], and 400 for what is neither JSON nor YAML.
-pub async fn value(headers: &HeaderMap, body: Incoming, kind: &str) -> Result<Value, Status> {
+pub async fn value(headers: &HeaderMap, body: Incoming, kind: &str, catalog: &Catalog) -> Result<Value, Status> {
     let syntax = syntax(headers)?;
-    let bytes = read(headers, body).await?;
+    let mut bytes = read(headers, body).await?;
     if bytes.is_empty() {
         return Ok(Value::Null);
+    }
+    if syntax == Syntax::Protobuf {
+        bytes = from_protobuf(&bytes, catalog)?;
     }
     let broken = |error: String| {
         Status::bad_request(format!(
@@ -83,7 +110,7 @@ pub async fn value(headers: &HeaderMap, body: Incoming, kind: &str) -> Result<Va
         ))
     };
     match syntax {
-        Syntax::Json => serde_json::from_slice(&bytes).map_err(|e| broken(e.to_string())),
+        Syntax::Json | Syntax::Protobuf => serde_json::from_slice(&bytes).map_err(|e| broken(e.to_string())),
         Syntax::Yaml => serde_yaml_ng::from_slice(&bytes).map_err(|e| broken(e.to_string())),
     }
 }

@@ -137,18 +137,18 @@ async fn part(call: &Call, descriptor: Arc<Descriptor>, body: Incoming) -> Answe
         (SubresourceKind::Connect(_), _) => Err(Status::no_such_resource()),
         (SubresourceKind::Binding, "create") => {
             let cx = write_context(call, descriptor, "CreateOptions")?;
-            let binding = request_body::value(&call.headers, body, "Binding").await?;
+            let binding = request_body::value(&call.headers, body, "Binding", call.app.registry.catalog()).await?;
             let status = call.app.registry.bind(&cx, &call.info.name, &binding).await?;
             Ok(respond::status(call.form(Offers::Whole)?, &status))
         }
         (SubresourceKind::Eviction, "create") => {
             let cx = write_context(call, descriptor, "CreateOptions")?;
-            let eviction = request_body::value(&call.headers, body, "Eviction").await?;
+            let eviction = request_body::value(&call.headers, body, "Eviction", call.app.registry.catalog()).await?;
             let status = call.app.registry.evict(&cx, &call.info.name, &eviction).await?;
             Ok(respond::status(call.form(Offers::Whole)?, &status))
         }
         (SubresourceKind::Token, "create") => {
-            let request = request_body::value(&call.headers, body, "TokenRequest").await?;
+            let request = request_body::value(&call.headers, body, "TokenRequest", call.app.registry.catalog()).await?;
             let (namespace, name) = (&call.info.namespace, &call.info.name);
             let dry_run = options::dry_run(&call.query, "CreateOptions")?;
             let app = &call.app;
@@ -199,7 +199,7 @@ async fn create(call: &Call, descriptor: Arc<Descriptor>, body: Incoming) -> Ans
     if !cx.descriptor.stored {
         return review(call, &cx, body).await;
     }
-    let input = request_body::input(&call.headers, body).await?;
+    let input = request_body::input(&call.headers, body, call.app.registry.catalog()).await?;
     let object = call.app.registry.create(&cx, input).await?;
     answer_object(call, &cx, form, StatusCode::CREATED, &object)
 }
@@ -209,13 +209,13 @@ async fn review(call: &Call, cx: &Context, body: Incoming) -> Answer {
     let form = call.form(Offers::Whole)?;
     let descriptor = &cx.descriptor;
     if descriptor.group.is_empty() && descriptor.plural == "bindings" {
-        let binding = request_body::value(&call.headers, body, "Binding").await?;
+        let binding = request_body::value(&call.headers, body, "Binding", call.app.registry.catalog()).await?;
         let pods = call.app.registry.context(&call.user, "pods", &cx.namespace)?.with_subresource("binding");
         let name = amphipod_api::meta::name(&binding).to_owned();
         let status = call.app.registry.bind(&pods, &name, &binding).await?;
         return Ok(respond::status(form, &status));
     }
-    let decoded = match request_body::input(&call.headers, body).await? {
+    let decoded = match request_body::input(&call.headers, body, call.app.registry.catalog()).await? {
         Input::Json(bytes) => descriptor.schema().decode_json(&bytes),
         Input::Yaml(bytes) => descriptor.schema().decode_yaml(&bytes),
         Input::Value(value) => descriptor.schema().decode_value(value),
@@ -233,7 +233,7 @@ async fn review(call: &Call, cx: &Context, body: Incoming) -> Answer {
 async fn update(call: &Call, descriptor: Arc<Descriptor>, body: Incoming) -> Answer {
     let form = call.form(Offers::Views)?;
     let cx = write_context(call, descriptor, "UpdateOptions")?;
-    let input = request_body::input(&call.headers, body).await?;
+    let input = request_body::input(&call.headers, body, call.app.registry.catalog()).await?;
     let (object, created) = call.app.registry.update(&cx, &call.info.name, input).await?;
     answer_object(call, &cx, form, written(created), &object)
 }
@@ -257,7 +257,7 @@ fn written(created: bool) -> StatusCode {
 
 /// Options of a delete: the body if there is one, else the parameters.
 async fn delete_options(call: &Call, body: Incoming) -> Result<DeleteOptions, Status> {
-    let value = request_body::value(&call.headers, body, "DeleteOptions").await?;
+    let value = request_body::value(&call.headers, body, "DeleteOptions", call.app.registry.catalog()).await?;
     match value {
         Value::Null => options::delete(&call.query),
         value => {

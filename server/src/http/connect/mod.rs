@@ -118,7 +118,7 @@ fn container(pod: &Value, asked: &str) -> Result<String, Status> {
 }
 
 /// A query string being written.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Parameters(String);
 
 impl Parameters {

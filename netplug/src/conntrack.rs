@@ -159,6 +159,7 @@ pub fn forget(socket: &mut Socket, stale: &Stale) -> io::Result<usize> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use std::sync::Arc;
 

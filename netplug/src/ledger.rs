@@ -276,6 +276,7 @@ fn mac(place: u64) -> [u8; 6] {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

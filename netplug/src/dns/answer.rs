@@ -334,6 +334,7 @@ fn encode(message: &Message, room: usize) -> Vec<u8> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::dns::records::{DnsEndpoint, DnsPort, RecordKind, ServiceRecords};

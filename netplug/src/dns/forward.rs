@@ -240,6 +240,7 @@ pub async fn read_frame(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -132,6 +132,7 @@ pub fn text(bytes: &[u8]) -> &str {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -332,6 +332,7 @@ pub fn difference(old: Elements, mut new: Elements) -> (Elements, Elements) {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

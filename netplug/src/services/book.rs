@@ -176,6 +176,7 @@ fn keep_places(old: Option<&Frontend>, new: &Arc<Frontend>) -> Arc<Frontend> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::service::Protocol;

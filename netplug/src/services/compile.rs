@@ -165,6 +165,7 @@ pub fn host_ports(ips: &[IpAddr], ports: &[HostPort]) -> Vec<(Key, Frontend)> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::service::Protocol;

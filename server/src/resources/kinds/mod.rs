@@ -78,6 +78,17 @@ pub fn body(group: &str, version: &str, kind: &str) -> Option<Builtin> {
     })
 }
 
+/// Types that every group's documents refer to.
+pub fn common_types() -> Vec<Builtin> {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1;
+    vec![
+        Builtin::of::<v1::DeleteOptions>(),
+        Builtin::of::<v1::ListMeta>(),
+        Builtin::of::<v1::ObjectMeta>(),
+        Builtin::of::<v1::Status>(),
+    ]
+}
+
 /// Makes a descriptor step by step.
 pub(super) struct Kind(Descriptor);
 

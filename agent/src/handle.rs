@@ -74,4 +74,18 @@ impl AgentHandle {
     pub fn pod_by_uid(&self, uid: &str) -> Option<PodView> {
         self.shared.pods().into_iter().find(|p| p.uid == uid)
     }
+
+    /// The runtime, for exec, attach, logs and figures.
+    pub fn runtime(&self) -> amphipod_runtime::Runtime {
+        self.shared.deps.runtime.clone()
+    }
+
+    /// A client of the API server with the node's identity: token reviews and access reviews of who calls the node API.
+    pub fn client(&self) -> amphipod_api::Client {
+        self.shared.client.clone()
+    }
+
+    pub fn config(&self) -> &crate::AgentConfig {
+        &self.shared.deps.config
+    }
 }

@@ -11,14 +11,29 @@
 //! - Nothing here polls: every task waits for an event, or sleeps until a time that the decision named.
 //! - `runtime` and `netplug` never see an API object; this crate translates.
 
-pub mod agent;
-pub mod config;
-pub mod env;
-pub mod handle;
+mod agent;
+mod config;
+mod container;
+mod deps;
+mod env;
+mod events;
+mod gc;
+mod handle;
+mod node;
+mod node_api;
 pub mod pod;
-pub mod resources;
-pub mod volumes;
+mod pods;
+mod probe;
+mod registries;
+mod reset;
+mod resources;
+mod server;
+mod services;
+pub mod store;
+mod volumes;
 
 pub use agent::Agent;
+pub use amphipod_runtime::run_hidden_command;
 pub use config::{AgentConfig, EvictionThresholds, ServerCredentials};
 pub use handle::{AgentHandle, ContainerKind, ContainerView, PodView};
+pub use reset::reset;

@@ -157,13 +157,13 @@ fn exec(handle: &AgentHandle, place: &Place, query: &Query, request: Request<Inc
     }
     let wanted = query.wanted();
     let spec = ExecSpec { args, tty: wanted.tty, stdin: wanted.stdin, ..Default::default() };
-    let runtime = handle.runtime().clone();
+    let runtime = handle.runtime();
     remote_session(request, query, move |remote| async move { remote::exec(&runtime, &container, &spec, remote).await })
 }
 
 fn attach(handle: &AgentHandle, place: &Place, query: &Query, request: Request<Incoming>) -> Result<Answer, Status> {
     let container = running(handle, place)?;
-    let runtime = handle.runtime().clone();
+    let runtime = handle.runtime();
     remote_session(request, query, move |remote| async move { remote::attach(&runtime, &container, remote).await })
 }
 
@@ -202,7 +202,7 @@ fn send_log(handle: &AgentHandle, place: &Place, query: &Query, request: Request
         let missing = || Status::bad_request(format!("container {name:?} in pod {pod:?} is waiting to start: {waiting}"));
         (container.log_path.ok_or_else(missing)?, container.id.filter(|_| container.running))
     };
-    let running = until_exit(handle.runtime(), id);
+    let running = until_exit(&handle.runtime(), id);
     if request.headers().contains_key(header::UPGRADE) {
         let to = upgrade::choose(request.headers(), &[], WEBSOCKET_LOGS).or_else(|error| {
             let plain = !request.headers().contains_key(header::SEC_WEBSOCKET_PROTOCOL);

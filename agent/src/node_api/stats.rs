@@ -66,7 +66,7 @@ pub(super) async fn summary(handle: &AgentHandle) -> Value {
         })
         .collect();
     let node = handle.runtime().cgroup_stats("").await.unwrap_or_default();
-    let node = with(json!({"nodeName": handle.node_name()}), cpu_and_memory(&node, &now));
+    let node = with(json!({"nodeName": handle.config().node_name}), cpu_and_memory(&node, &now));
     json!({"node": node, "pods": pods})
 }
 

@@ -186,7 +186,8 @@ fn init_containers_do_not_run_again_once_the_pod_was_initialized() {
     seen.initialized = true;
     run(&mut seen.containers[1]);
     assert_eq!(decide(&plan, &seen, s(3)), Decision::default());
-    seen.sandbox_lost();
+    exit(&mut seen.containers[0], 0, s(3));
+    seen.sandbox_lost(&plan);
     ready(&mut seen);
     assert_eq!(
         starts(&decide(&plan, &seen, s(3))),

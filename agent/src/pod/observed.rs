@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::backoff::{Backoff, Mono};
 use super::plan::PodPlan;
+use crate::handle::ContainerKind;
 
 /// How an instance of a container ended. Kept durably: it becomes `state.terminated` and `lastState.terminated`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -80,6 +81,8 @@ pub struct ContainerState {
     pub exited_at: Option<Mono>,
     /// The BackOff event for the current exit was told.
     pub backoff_told: bool,
+    /// postStart is done.
+    pub hooked: bool,
     /// postStart is done and the startup probe (if any) has succeeded.
     pub started: bool,
     /// The readiness probe's verdict; true without one.
@@ -198,9 +201,30 @@ impl Observed {
         }
     }
 
-    /// The sandbox is gone (reboot, crash): what ran in it ran no more.
-    pub fn sandbox_lost(&mut self) {
+    /// Notes that initialisation is complete, once it is.
+    pub fn advance(&mut self, plan: &PodPlan) {
+        let complete = plan
+            .containers
+            .iter()
+            .zip(&self.containers)
+            .all(|(c, s)| match c.kind {
+                ContainerKind::Init => s.exit().is_some_and(|e| e.code == 0) && s.busy.is_none(),
+                ContainerKind::Sidecar => s.running() && s.started,
+                ContainerKind::Regular | ContainerKind::Ephemeral => true,
+            });
+        self.initialized |= complete && matches!(self.sandbox, Sandbox::Ready { .. });
+    }
+
+    /// The sandbox is gone (reboot, crash): what ran in it runs no more, and initialisation begins anew.
+    pub fn sandbox_lost(&mut self, plan: &PodPlan) {
         self.sandbox = Sandbox::Absent;
         self.initialized = false;
+        for (c, s) in plan.containers.iter().zip(&mut self.containers) {
+            if c.kind == ContainerKind::Init
+                && let Run::Exited(exit) = std::mem::take(&mut s.run)
+            {
+                s.last = Some(exit);
+            }
+        }
     }
 }

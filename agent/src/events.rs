@@ -1,0 +1,323 @@
+//! Events on pods and the node: the kubelet's reasons and words, repeated ones counted, spooled on disk while the server is away.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use amphipod_api::client::{Client, Target};
+use amphipod_api::patch::PatchType;
+use k8s_openapi::api::core::v1::Pod;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use crate::server::link::Link;
+use crate::store::Store;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Severity {
+    Normal,
+    Warning,
+}
+
+/// Events not yet told; the oldest are dropped beyond this.
+const SPOOL: usize = 1000;
+/// Per object: so many at once, then one every five minutes, as client-go's spam filter has it.
+const BURST: f64 = 25.0;
+const REFILL: Duration = Duration::from_secs(300);
+
+/// One event to tell.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+struct Raw {
+    object: Value,
+    severity: String,
+    reason: String,
+    message: String,
+    /// RFC 3339.
+    time: String,
+}
+
+/// Where events go. Cheap to clone; never blocks.
+#[derive(Clone)]
+pub struct Events {
+    queue: mpsc::Sender<Raw>,
+    node: String,
+}
+
+/// Events about one pod.
+#[derive(Clone)]
+pub struct PodEvents {
+    events: Events,
+    object: Value,
+    /// `spec.containers{NAME}` and the like, by container name.
+    fields: BTreeMap<String, String>,
+}
+
+impl Events {
+    /// Starts the task that tells events.
+    pub fn start(node: String, client: Client, store: Store, link: Link) -> Events {
+        let (queue, incoming) = mpsc::channel(1024);
+        let teller = Teller {
+            node: node.clone(),
+            client,
+            store,
+            link,
+            seen: HashMap::new(),
+            budget: HashMap::new(),
+        };
+        tokio::spawn(teller.run(incoming));
+        Events { queue, node }
+    }
+
+    pub fn pod(&self, pod: &Pod) -> PodEvents {
+        let m = &pod.metadata;
+        let mut fields = BTreeMap::new();
+        if let Some(spec) = &pod.spec {
+            fields.extend(
+                spec.containers
+                    .iter()
+                    .map(|c| (c.name.clone(), format!("spec.containers{{{}}}", c.name))),
+            );
+            fields.extend(
+                spec.init_containers
+                    .iter()
+                    .flatten()
+                    .map(|c| (c.name.clone(), format!("spec.initContainers{{{}}}", c.name))),
+            );
+            fields.extend(spec.ephemeral_containers.iter().flatten().map(|c| {
+                (
+                    c.name.clone(),
+                    format!("spec.ephemeralContainers{{{}}}", c.name),
+                )
+            }));
+        }
+        let object = json!({
+            "apiVersion": "v1", "kind": "Pod", "name": m.name, "namespace": m.namespace, "uid": m.uid, "resourceVersion": m.resource_version,
+        });
+        PodEvents {
+            events: self.clone(),
+            object,
+            fields,
+        }
+    }
+
+    /// An event about our node.
+    pub fn node(&self, severity: Severity, reason: &str, message: String) {
+        let object =
+            json!({"kind": "Node", "apiVersion": "v1", "name": self.node, "uid": self.node});
+        self.tell(object, severity, reason, message);
+    }
+
+    fn tell(&self, object: Value, severity: Severity, reason: &str, message: String) {
+        let severity = format!("{severity:?}");
+        let time = amphipod_api::time::now();
+        let mut message = message;
+        if message.len() > 1024 {
+            let mut cut = 1021;
+            while !message.is_char_boundary(cut) {
+                cut -= 1;
+            }
+            message.truncate(cut);
+            message.push_str("...");
+        }
+        // A full queue means that thousands wait already; one more would tell nobody anything.
+        let _ = self.queue.try_send(Raw {
+            object,
+            severity,
+            reason: reason.into(),
+            message,
+            time,
+        });
+    }
+}
+
+impl PodEvents {
+    /// Tells an event about the pod, or about one of its containers.
+    pub fn tell(&self, severity: Severity, reason: &str, container: Option<&str>, message: String) {
+        let mut object = self.object.clone();
+        if let Some(field) = container.and_then(|c| self.fields.get(c)) {
+            object["fieldPath"] = Value::from(field.as_str());
+        }
+        self.events.tell(object, severity, reason, message);
+    }
+}
+
+/// What is known of an event that the server has.
+struct Seen {
+    name: String,
+    count: i64,
+    at: Instant,
+}
+
+struct Teller {
+    node: String,
+    client: Client,
+    store: Store,
+    link: Link,
+    seen: HashMap<String, Seen>,
+    /// Tokens left and when they were counted, by object.
+    budget: HashMap<String, (f64, Instant)>,
+}
+
+impl Teller {
+    async fn run(mut self, mut incoming: mpsc::Receiver<Raw>) {
+        let mut waiting: VecDeque<Raw> = match self.store.take_events().await {
+            Ok(spooled) => spooled
+                .iter()
+                .filter_map(|s| serde_json::from_str(s).ok())
+                .collect(),
+            Err(_) => VecDeque::new(),
+        };
+        let mut failures = 0;
+        loop {
+            if waiting.is_empty() {
+                match incoming.recv().await {
+                    Some(raw) => waiting.push_back(raw),
+                    None => return,
+                }
+            }
+            while let Ok(raw) = incoming.try_recv() {
+                waiting.push_back(raw);
+            }
+            while let Some(raw) = waiting.front() {
+                let raw = raw.clone();
+                match self.send(&raw).await {
+                    Ok(()) => {
+                        failures = 0;
+                        waiting.pop_front();
+                    }
+                    Err(()) => break,
+                }
+            }
+            if waiting.is_empty() {
+                continue;
+            }
+            // The server is away: keep what there is on disk, and take in more until it is back.
+            failures += 1;
+            self.spool(&waiting).await;
+            let link = self.link.clone();
+            let retry = link.wait_retry(failures);
+            tokio::pin!(retry);
+            let mut unsaved = false;
+            loop {
+                tokio::select! {
+                    () = &mut retry => break,
+                    raw = incoming.recv() => match raw {
+                        Some(raw) => {
+                            waiting.push_back(raw);
+                            if waiting.len() > SPOOL {
+                                waiting.pop_front();
+                            }
+                            unsaved = true;
+                        }
+                        None => {
+                            self.spool(&waiting).await;
+                            return;
+                        }
+                    },
+                    () = tokio::time::sleep(Duration::from_secs(10)), if unsaved => {
+                        self.spool(&waiting).await;
+                        unsaved = false;
+                    }
+                }
+            }
+            let _ = self.store.put_events(vec![]).await;
+        }
+    }
+
+    async fn spool(&self, waiting: &VecDeque<Raw>) {
+        let bodies = waiting
+            .iter()
+            .filter_map(|r| serde_json::to_string(r).ok())
+            .collect();
+        if let Err(error) = self.store.put_events(bodies).await {
+            tracing::debug!(
+                error = format!("{error:#}"),
+                "events are kept in memory only"
+            );
+        }
+    }
+
+    fn allowed(&mut self, object: &Value) -> bool {
+        let key = object["uid"].as_str().unwrap_or_default().to_string();
+        let now = Instant::now();
+        if self.budget.len() > 512 {
+            self.budget
+                .retain(|_, (_, at)| now.duration_since(*at) < REFILL * 12);
+        }
+        let (tokens, at) = self.budget.entry(key).or_insert((BURST, now));
+        *tokens =
+            (*tokens + now.duration_since(*at).as_secs_f64() / REFILL.as_secs_f64()).min(BURST);
+        *at = now;
+        if *tokens < 1.0 {
+            return false;
+        }
+        *tokens -= 1.0;
+        true
+    }
+
+    /// Tells one event; `Err` means: the server is away, keep it.
+    async fn send(&mut self, raw: &Raw) -> Result<(), ()> {
+        let namespace = raw.object["namespace"].as_str().unwrap_or("default");
+        let key = format!(
+            "{}/{}/{}/{}",
+            raw.object, raw.severity, raw.reason, raw.message
+        );
+        let target = Target::core("events").namespace(namespace);
+        if let Some(seen) = self.seen.get_mut(&key) {
+            let patch = json!({"count": seen.count + 1, "lastTimestamp": raw.time});
+            let one = target.clone().name(&seen.name);
+            match self.client.patch(&one, PatchType::Merge, &patch).await {
+                Ok(_) => {
+                    seen.count += 1;
+                    seen.at = Instant::now();
+                    return Ok(());
+                }
+                Err(e) if e.is_not_found() => {
+                    self.seen.remove(&key);
+                }
+                Err(e) if e.is_retryable() => return Err(()),
+                Err(_) => return Ok(()),
+            }
+        } else if !self.allowed(&raw.object) {
+            return Ok(());
+        }
+        let mut stamp = uuid::Uuid::new_v4().simple().to_string();
+        stamp.truncate(16);
+        let name = format!(
+            "{}.{stamp}",
+            raw.object["name"].as_str().unwrap_or_default()
+        );
+        let body = json!({
+            "apiVersion": "v1", "kind": "Event",
+            "metadata": {"name": name, "namespace": namespace},
+            "involvedObject": raw.object,
+            "reason": raw.reason, "message": raw.message, "type": raw.severity,
+            "source": {"component": "kubelet", "host": self.node},
+            "reportingComponent": "kubelet", "reportingInstance": self.node,
+            "firstTimestamp": raw.time, "lastTimestamp": raw.time, "count": 1,
+        });
+        match self.client.create(&target, &body).await {
+            Ok(_) => {
+                if self.seen.len() > 512 {
+                    let cut = Instant::now().checked_sub(Duration::from_secs(600));
+                    self.seen.retain(|_, s| cut.is_some_and(|cut| s.at > cut));
+                }
+                self.seen.insert(
+                    key,
+                    Seen {
+                        name,
+                        count: 1,
+                        at: Instant::now(),
+                    },
+                );
+                Ok(())
+            }
+            Err(e) if e.is_retryable() => Err(()),
+            Err(e) => {
+                // The namespace is being deleted, or we may not: nobody is waiting for this event.
+                tracing::debug!(error = %e, reason = raw.reason, "the server refused an event");
+                Ok(())
+            }
+        }
+    }
+}

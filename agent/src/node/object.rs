@@ -1,0 +1,323 @@
+//! The Node object, built from facts. Pure.
+
+use std::net::IpAddr;
+
+use amphipod_api::Quantity;
+use serde_json::{Map, Value, json};
+
+use super::machine::Machine;
+use super::pressure::Pressure;
+use crate::config::AgentConfig;
+use crate::resources::requests::Amounts;
+
+/// What the node can give, by resource: CPU in thousandths, else whole units.
+pub fn capacity(m: &Machine, config: &AgentConfig) -> Amounts {
+    [
+        ("cpu".to_string(), m.cpus * 1000),
+        ("memory".to_string(), m.memory_bytes),
+        ("ephemeral-storage".to_string(), m.disk_bytes),
+        ("hugepages-1Gi".to_string(), 0),
+        ("hugepages-2Mi".to_string(), 0),
+        ("pods".to_string(), i64::from(config.max_pods)),
+    ]
+    .into()
+}
+
+/// What is left of it for pods: without the system's share and the eviction thresholds
+/// (<https://kubernetes.io/docs/tasks/administer-cluster/reserve-compute-resources/>).
+pub fn allocatable(capacity: &Amounts, config: &AgentConfig) -> Amounts {
+    let mut out = capacity.clone();
+    for (name, text) in &config.system_reserved {
+        if let Some(have) = out.get_mut(name) {
+            let q: Quantity = text.parse().unwrap_or(Quantity::ZERO);
+            *have -= if name == "cpu" {
+                q.milli_value()
+            } else {
+                q.value()
+            };
+        }
+    }
+    if let Some(memory) = out.get_mut("memory") {
+        *memory -= config.eviction.memory_available as i64;
+    }
+    if let Some(disk) = out.get_mut("ephemeral-storage") {
+        *disk -= *disk / 100 * i64::from(config.eviction.nodefs_available_percent);
+    }
+    out.values_mut().for_each(|v| *v = (*v).max(0));
+    out
+}
+
+fn quantities(amounts: &Amounts) -> Value {
+    let text = |name: &str, v: i64| match name {
+        "cpu" => Quantity::from_milli(v).to_string(),
+        "memory" => format!("{}Ki", v / 1024),
+        "pods" => v.to_string(),
+        "ephemeral-storage" => format!("{}Ki", v / 1024),
+        _ => v.to_string(),
+    };
+    Value::Object(
+        amounts
+            .iter()
+            .map(|(k, v)| (k.clone(), Value::from(text(k, *v))))
+            .collect(),
+    )
+}
+
+pub fn labels(m: &Machine, config: &AgentConfig) -> Map<String, Value> {
+    let mut labels: Map<String, Value> = [
+        ("kubernetes.io/hostname", config.node_name.as_str()),
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", m.architecture.as_str()),
+        ("beta.kubernetes.io/os", "linux"),
+        ("beta.kubernetes.io/arch", m.architecture.as_str()),
+        ("node.kubernetes.io/instance-type", "amphipod"),
+    ]
+    .into_iter()
+    .map(|(k, v)| (k.to_string(), Value::from(v)))
+    .collect();
+    labels.extend(
+        config
+            .node_labels
+            .iter()
+            .map(|(k, v)| (k.clone(), Value::from(v.as_str()))),
+    );
+    labels
+}
+
+/// `key=value:Effect` or `key:Effect`.
+fn taint(text: &str) -> Option<Value> {
+    let (rest, effect) = text.rsplit_once(':')?;
+    let (key, value) = rest.split_once('=').unwrap_or((rest, ""));
+    let mut t = json!({"key": key, "effect": effect});
+    if !value.is_empty() {
+        t["value"] = Value::from(value);
+    }
+    Some(t)
+}
+
+/// The object to register.
+pub fn node(m: &Machine, config: &AgentConfig) -> Value {
+    let taints: Vec<Value> = config.node_taints.iter().filter_map(|t| taint(t)).collect();
+    let mut spec = Map::new();
+    if !taints.is_empty() {
+        spec.insert("taints".into(), Value::from(taints));
+    }
+    json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": config.node_name, "labels": labels(m, config)},
+        "spec": spec,
+    })
+}
+
+/// What the status is computed from.
+pub struct Facts<'a> {
+    pub machine: &'a Machine,
+    pub config: &'a AgentConfig,
+    pub addresses: &'a [IpAddr],
+    pub pressure: Pressure,
+    /// Why pods cannot have a network yet.
+    pub network_trouble: Option<String>,
+    /// Names and size of the images here, largest first.
+    pub images: Vec<(Vec<String>, u64)>,
+    pub now: jiff::Timestamp,
+}
+
+/// `status`; transition times come from the conditions in `previous`.
+pub fn status(f: &Facts, previous: &Value) -> Value {
+    let capacity = capacity(f.machine, f.config);
+    let allocatable = allocatable(&capacity, f.config);
+    let mut addresses: Vec<Value> = f
+        .addresses
+        .iter()
+        .map(|ip| json!({"type": "InternalIP", "address": ip.to_string()}))
+        .collect();
+    addresses.push(json!({"type": "Hostname", "address": f.config.node_name}));
+    let now = amphipod_api::time::format_time(f.now);
+    let condition = |kind: &str, is: bool, reason: &str, message: &str| {
+        let status = if is { "True" } else { "False" };
+        let old = previous["conditions"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|c| c["type"] == kind);
+        let since = old
+            .filter(|c| c["status"] == status)
+            .and_then(|c| c["lastTransitionTime"].as_str())
+            .unwrap_or(&now);
+        json!({"type": kind, "status": status, "reason": reason, "message": message, "lastHeartbeatTime": now, "lastTransitionTime": since})
+    };
+    let p = f.pressure;
+    let pick = |bad: bool, yes: &'static str, no: &'static str| if bad { yes } else { no };
+    let conditions = [
+        condition(
+            "MemoryPressure",
+            p.memory,
+            pick(
+                p.memory,
+                "KubeletHasInsufficientMemory",
+                "KubeletHasSufficientMemory",
+            ),
+            pick(
+                p.memory,
+                "kubelet has insufficient memory available",
+                "kubelet has sufficient memory available",
+            ),
+        ),
+        condition(
+            "DiskPressure",
+            p.disk,
+            pick(p.disk, "KubeletHasDiskPressure", "KubeletHasNoDiskPressure"),
+            pick(
+                p.disk,
+                "kubelet has disk pressure",
+                "kubelet has no disk pressure",
+            ),
+        ),
+        condition(
+            "PIDPressure",
+            p.pids,
+            pick(
+                p.pids,
+                "KubeletHasInsufficientPID",
+                "KubeletHasSufficientPID",
+            ),
+            pick(
+                p.pids,
+                "kubelet has insufficient PID available",
+                "kubelet has sufficient PID available",
+            ),
+        ),
+        match &f.network_trouble {
+            None => condition(
+                "Ready",
+                true,
+                "KubeletReady",
+                "kubelet is posting ready status",
+            ),
+            Some(why) => condition(
+                "Ready",
+                false,
+                "KubeletNotReady",
+                &format!("container runtime network not ready: {why}"),
+            ),
+        },
+    ];
+    let m = f.machine;
+    json!({
+        "addresses": addresses,
+        "capacity": quantities(&capacity),
+        "allocatable": quantities(&allocatable),
+        "conditions": conditions,
+        "daemonEndpoints": {"kubeletEndpoint": {"Port": f.config.node_api_port}},
+        "nodeInfo": {
+            "architecture": m.architecture, "bootID": m.boot_id,
+            "containerRuntimeVersion": format!("{}://{}", crate::pod::status::RUNTIME_NAME, env!("CARGO_PKG_VERSION")),
+            "kernelVersion": m.kernel, "kubeProxyVersion": "",
+            "kubeletVersion": "v1.36.0+amphipod", "machineID": m.machine_id, "operatingSystem": "linux", "osImage": m.os_image,
+            "systemUUID": m.system_uuid, "swap": {"capacity": m.swap_bytes},
+        },
+        "images": f.images.iter().take(50).map(|(names, size)| json!({"names": names, "sizeBytes": size})).collect::<Vec<_>>(),
+    })
+}
+
+/// Whether two statuses differ in more than heartbeat times.
+pub fn differs(a: &Value, b: &Value) -> bool {
+    let bare = |v: &Value| {
+        let mut v = v.clone();
+        for c in v["conditions"].as_array_mut().into_iter().flatten() {
+            if let Some(c) = c.as_object_mut() {
+                c.remove("lastHeartbeatTime");
+            }
+        }
+        v
+    };
+    bare(a) != bare(b)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::config::ServerCredentials;
+
+    fn config() -> AgentConfig {
+        let none = std::path::PathBuf::new();
+        let mut c = AgentConfig::new(
+            "box",
+            "",
+            ServerCredentials {
+                ca: none.clone(),
+                cert: none.clone(),
+                key: none,
+            },
+        );
+        c.system_reserved.insert("cpu".into(), "500m".into());
+        c.node_taints.push("a=b:NoSchedule".into());
+        c
+    }
+
+    fn machine() -> Machine {
+        Machine {
+            cpus: 2,
+            memory_bytes: 1 << 30,
+            disk_bytes: 1000 << 10,
+            architecture: "amd64".into(),
+            ..Default::default()
+        }
+    }
+
+    fn facts<'a>(
+        m: &'a Machine,
+        c: &'a AgentConfig,
+        network_trouble: Option<String>,
+        second: i64,
+    ) -> Facts<'a> {
+        let now = jiff::Timestamp::from_second(second).unwrap();
+        Facts {
+            machine: m,
+            config: c,
+            addresses: &[],
+            pressure: Pressure::default(),
+            network_trouble,
+            images: vec![],
+            now,
+        }
+    }
+
+    #[test]
+    fn the_system_keeps_its_share() {
+        let (m, c) = (machine(), config());
+        let s = status(&facts(&m, &c, None, 0), &Value::Null);
+        assert_eq!(s["capacity"]["cpu"], "2");
+        assert_eq!(s["allocatable"]["cpu"], "1500m");
+        assert_eq!(
+            s["allocatable"]["memory"],
+            format!("{}Ki", (1024 - 100) * 1024)
+        );
+        assert_eq!(s["allocatable"]["pods"], "110");
+        let n = node(&m, &c);
+        assert_eq!(
+            n["spec"]["taints"][0],
+            json!({"key": "a", "value": "b", "effect": "NoSchedule"})
+        );
+        assert_eq!(n["metadata"]["labels"]["kubernetes.io/hostname"], "box");
+    }
+
+    #[test]
+    fn heartbeats_alone_are_no_change_and_transitions_keep_their_time() {
+        let (m, c) = (machine(), config());
+        let one = status(&facts(&m, &c, None, 0), &Value::Null);
+        let two = status(&facts(&m, &c, None, 60), &one);
+        assert!(!differs(&one, &two));
+        assert_eq!(
+            two["conditions"][3]["lastTransitionTime"],
+            "1970-01-01T00:00:00Z"
+        );
+        let three = status(&facts(&m, &c, Some("x".into()), 120), &two);
+        assert!(differs(&two, &three));
+        assert_eq!(
+            three["conditions"][3]["lastTransitionTime"],
+            "1970-01-01T00:02:00Z"
+        );
+    }
+}

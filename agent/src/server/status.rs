@@ -1,0 +1,262 @@
+//! Tells the server of pod statuses: the newest of each pod, one request at a time for each, again until it is heard.
+
+use std::sync::Arc;
+
+use amphipod_api::client::{Client, Target};
+use amphipod_api::patch::PatchType;
+use k8s_openapi::api::core::v1::PodStatus;
+use serde_json::{Map, Value, json};
+use tokio::sync::{Notify, Semaphore, watch};
+
+use super::link::Link;
+
+/// What is to be told of one pod.
+#[derive(Clone, Default)]
+struct Wish {
+    status: Option<Arc<PodStatus>>,
+    /// Then remove the pod from the API.
+    delete: bool,
+}
+
+/// Tells the statuses of one pod. Dropping it ends the telling.
+pub struct StatusWriter {
+    wish: watch::Sender<Wish>,
+    deleted: Arc<Notify>,
+    task: tokio::task::AbortHandle,
+}
+
+impl Drop for StatusWriter {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Shared by all pods: how many requests may be under way.
+#[derive(Clone)]
+pub struct StatusManager {
+    client: Client,
+    link: Link,
+    slots: Arc<Semaphore>,
+}
+
+impl StatusManager {
+    pub fn new(client: Client, link: Link) -> Self {
+        Self {
+            client,
+            link,
+            slots: Arc::new(Semaphore::new(16)),
+        }
+    }
+
+    /// `known`: the status that the server has, as far as we know.
+    pub fn writer(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        known: &PodStatus,
+    ) -> StatusWriter {
+        let (wish, wishes) = watch::channel(Wish::default());
+        let deleted = Arc::new(Notify::new());
+        let teller = Teller {
+            manager: self.clone(),
+            target: Target::core("pods").namespace(namespace).name(name),
+            uid: uid.to_string(),
+            told: serde_json::to_value(known)
+                .ok()
+                .and_then(|v| {
+                    if let Value::Object(m) = v {
+                        Some(m)
+                    } else {
+                        None
+                    }
+                })
+                .unwrap_or_default(),
+            deleted: deleted.clone(),
+        };
+        let task = tokio::spawn(teller.run(wishes)).abort_handle();
+        StatusWriter {
+            wish,
+            deleted,
+            task,
+        }
+    }
+}
+
+impl StatusWriter {
+    /// Tells `status`, soon; a newer one replaces one that was not told yet.
+    pub fn tell(&self, status: Arc<PodStatus>) {
+        self.wish.send_modify(|w| w.status = Some(status));
+    }
+
+    /// Then removes the pod from the API. [`Self::deleted`] completes when it is gone.
+    pub fn delete(&self) {
+        self.wish.send_modify(|w| w.delete = true);
+    }
+
+    pub fn deleted(&self) -> Arc<Notify> {
+        self.deleted.clone()
+    }
+}
+
+struct Teller {
+    manager: StatusManager,
+    target: Target,
+    uid: String,
+    /// What the server was told last.
+    told: Map<String, Value>,
+    deleted: Arc<Notify>,
+}
+
+enum Heard {
+    Yes,
+    /// The pod is not there (any more), or another one has its name.
+    Gone,
+    No,
+}
+
+impl Teller {
+    async fn run(mut self, mut wishes: watch::Receiver<Wish>) {
+        let mut failures = 0;
+        let mut gone = false;
+        while wishes.changed().await.is_ok() {
+            loop {
+                let wish = wishes.borrow_and_update().clone();
+                let heard = if gone {
+                    Heard::Gone
+                } else {
+                    self.send(&wish).await
+                };
+                match heard {
+                    Heard::Yes if wish.delete => {
+                        gone = true;
+                        self.deleted.notify_one();
+                    }
+                    Heard::Yes => {}
+                    Heard::Gone => {
+                        gone = true;
+                        if wish.delete {
+                            self.deleted.notify_one();
+                        }
+                    }
+                    Heard::No => {
+                        failures += 1;
+                        self.manager.link.wait_retry(failures).await;
+                        continue;
+                    }
+                }
+                failures = 0;
+                break;
+            }
+        }
+    }
+
+    async fn send(&mut self, wish: &Wish) -> Heard {
+        let Ok(_slot) = self.manager.slots.acquire().await else {
+            return Heard::No;
+        };
+        if let Some(status) = &wish.status {
+            let Ok(Value::Object(new)) = serde_json::to_value(&**status) else {
+                return Heard::Yes;
+            };
+            if new != self.told {
+                let patch =
+                    json!({"metadata": {"uid": self.uid}, "status": patch(&self.told, &new)});
+                let target = self.target.clone().subresource("status");
+                match self
+                    .manager
+                    .client
+                    .patch(&target, PatchType::StrategicMerge, &patch)
+                    .await
+                {
+                    Ok(_) => self.told = new,
+                    Err(e) if e.is_not_found() || e.is_conflict() => return Heard::Gone,
+                    Err(e) if e.is_retryable() => return Heard::No,
+                    Err(error) => {
+                        tracing::warn!(pod = self.target.path(), %error, "the server refused a pod's status");
+                        self.told = new;
+                    }
+                }
+            }
+        }
+        if !wish.delete {
+            return Heard::Yes;
+        }
+        let options = json!({"kind": "DeleteOptions", "apiVersion": "v1", "gracePeriodSeconds": 0, "preconditions": {"uid": self.uid}});
+        match self.manager.client.delete(&self.target, &options).await {
+            Ok(_) => Heard::Yes,
+            Err(e) if e.is_not_found() || e.is_conflict() => Heard::Gone,
+            Err(e) if e.is_retryable() => Heard::No,
+            Err(error) => {
+                tracing::warn!(pod = self.target.path(), %error, "the server refused to remove a pod that has ended");
+                Heard::No
+            }
+        }
+    }
+}
+
+/// A strategic merge patch that turns `old` into `new`: only what differs; fields that went are null; addresses that went
+/// are deleted by their key, because these lists merge.
+fn patch(old: &Map<String, Value>, new: &Map<String, Value>) -> Value {
+    let mut out = Map::new();
+    for (field, value) in new {
+        if old.get(field) == Some(value) {
+            continue;
+        }
+        let mut value = value.clone();
+        if (field == "podIPs" || field == "hostIPs")
+            && let Value::Array(list) = &mut value
+        {
+            for gone in old
+                .get(field)
+                .and_then(Value::as_array)
+                .into_iter()
+                .flatten()
+            {
+                if !list.contains(gone) {
+                    list.push(json!({"$patch": "delete", "ip": gone["ip"]}));
+                }
+            }
+        }
+        if field == "conditions"
+            && let Value::Array(list) = &mut value
+        {
+            let had = old.get(field).and_then(Value::as_array);
+            list.retain(|c| !had.is_some_and(|h| h.contains(c)));
+        }
+        out.insert(field.clone(), value);
+    }
+    for field in old.keys() {
+        if !new.contains_key(field) {
+            out.insert(field.clone(), Value::Null);
+        }
+    }
+    Value::Object(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_patch_holds_only_what_differs() {
+        let map = |v: Value| {
+            if let Value::Object(m) = v {
+                m
+            } else {
+                Map::new()
+            }
+        };
+        let old = map(
+            json!({"phase": "Pending", "podIPs": [{"ip": "1"}], "reason": "x", "qosClass": "B",
+            "conditions": [{"type": "A", "status": "True"}, {"type": "B", "status": "False"}]}),
+        );
+        let new = map(
+            json!({"phase": "Running", "podIPs": [{"ip": "2"}], "qosClass": "B",
+            "conditions": [{"type": "A", "status": "True"}, {"type": "B", "status": "True"}]}),
+        );
+        let want = json!({"phase": "Running", "podIPs": [{"ip": "2"}, {"$patch": "delete", "ip": "1"}], "reason": null,
+            "conditions": [{"type": "B", "status": "True"}]});
+        assert_eq!(patch(&old, &new), want);
+    }
+}

@@ -239,7 +239,7 @@ async fn patches_of_every_kind_apply_and_bad_ones_are_refused() {
     let cases = [
         (PatchType::Json, json!([{"op": "remove", "path": "/spec/nothing"}]), 422),
         (PatchType::Merge, json!([]), 400),
-        (PatchType::Merge, json!({"spec": {"replicas": "many"}}), 400),
+        (PatchType::Merge, json!({"spec": {"replicas": "many"}}), 422),
         (PatchType::Merge, json!({"metadata": {"name": "other"}}), 400),
         (PatchType::Merge, json!({"metadata": {"resourceVersion": "1"}}), 409),
         (PatchType::Merge, json!({"metadata": {"labels": {"a b": "c"}}}), 422),
@@ -247,6 +247,11 @@ async fn patches_of_every_kind_apply_and_bad_ones_are_refused() {
     for (kind, body, code) in cases {
         assert_eq!(patch(kind, body.clone()).await.unwrap_err().code, code, "{body}");
     }
+    let unreadable = patch(PatchType::StrategicMerge, json!({"spec": {"replicas": "many"}})).await.unwrap_err();
+    assert_eq!(
+        unreadable.message,
+        " \"\" is invalid: patch: Invalid value: \"map[spec:map[replicas:many]]\": json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32"
+    );
 }
 
 #[tokio::test]
@@ -376,6 +381,28 @@ async fn a_namespace_is_terminating_until_it_is_finalized() {
     let finalize = bench.cx("namespaces").with_subresource("finalize");
     bench.registry.update(&finalize, "n", finalized.into()).await.unwrap();
     assert_eq!(bench.get("namespaces", "n").await.unwrap_err().code, 404);
+}
+
+#[tokio::test]
+async fn events_have_two_shapes_and_one_store() {
+    let bench = Bench::new().await;
+    let core = json!({"metadata": {"name": "e"}, "involvedObject": {"kind": "Pod", "name": "p", "namespace": "default"},
+        "reason": "Because", "message": "text", "type": "Normal", "reportingComponent": "example.com/me", "reportingInstance": "me-1",
+        "action": "Try", "eventTime": "2026-01-01T00:00:00.000000Z"});
+    let mut watch = bench.watch("events.events.k8s.io", ListOptions::default()).await;
+    let made = bench.create("events", core).await.unwrap();
+    let shown = bench.get("events.events.k8s.io", "e").await.unwrap().value();
+    assert_eq!((&shown["apiVersion"], &shown["note"]), (&json!("events.k8s.io/v1"), &json!("text")));
+    assert_eq!(shown["metadata"], made.value()["metadata"]);
+    let listed = bench.registry.list(&bench.cx("events.events.k8s.io"), &ListOptions::default()).await.unwrap();
+    assert_eq!(listed.items[0].value(), shown);
+    let items = watch.next().await.unwrap();
+    assert!(matches!(&items[0], WatchItem::Change { object, .. } if object.value() == shown));
+    let patched = bench.patch("events.events.k8s.io", "e", PatchType::Merge, json!({"metadata": {"labels": {"a": "b"}}})).await.unwrap();
+    assert_eq!(patched.value()["apiVersion"], "events.k8s.io/v1");
+    let stored = bench.get("events", "e").await.unwrap().value();
+    assert_eq!((&stored["apiVersion"], &stored["message"]), (&json!("v1"), &json!("text")));
+    assert!(stored.get("note").is_none());
 }
 
 #[tokio::test]

@@ -170,6 +170,26 @@ impl Object {
         })
     }
 
+    /// The same object in another shape: `change` is applied to its JSON.
+    pub fn reshaped(&self, change: impl FnOnce(&mut Value)) -> Object {
+        let mut value = self.value();
+        change(&mut value);
+        let head = line_head(self.line_type);
+        let mut line = head.to_owned();
+        // A value that was parsed from JSON encodes.
+        let _ = serde_json::to_writer(&mut line, &value);
+        let end = line.len();
+        line.extend_from_slice(LINE_TAIL);
+        let line = Bytes::from(line);
+        Object {
+            meta: self.meta.clone(),
+            bytes: line.slice(head.len()..end),
+            line,
+            line_type: self.line_type,
+            fields: self.fields.clone(),
+        }
+    }
+
     /// The object's JSON parsed; a fresh copy each time, to be changed at will.
     pub fn value(&self) -> Value {
         serde_json::from_slice(&self.bytes).unwrap_or(Value::Null)

@@ -11,7 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
 use super::write::Committed;
-use super::{Context, DeleteOptions, ListOptions, Listed, Operation, Propagation, Registry, Request, metadata};
+use super::{Context, DeleteOptions, ListOptions, Listed, Operation, Propagation, Registry, Request, metadata, shown};
 use crate::cache::Object;
 use crate::resources::SubresourceKind;
 use crate::store::{Change, Expect};
@@ -64,17 +64,17 @@ impl Registry {
         for _ in 0..ATTEMPTS {
             let stored =
                 table.get(&cx.namespace, name).ok_or_else(|| Status::not_found(&cx.group_resource(), name))?;
-            let old = stored.value();
+            let old = shown(&cx.descriptor, stored.clone()).value();
             self.check_preconditions(cx, &stored, options)?;
             let request =
                 Request { context: cx, operation: Operation::Delete, name, old: Some(&old), lookup: &*self.cache };
             self.admission.validate(&request, None)?;
             match self.plan_delete(cx, &old, options) {
-                Plan::Wait => return Ok(self.deleted(cx, stored, false)),
-                Plan::Remove if dry_run => return Ok(self.deleted(cx, stored, true)),
+                Plan::Wait => return Ok(self.deleted(cx, shown(&cx.descriptor, stored), false)),
+                Plan::Remove if dry_run => return Ok(self.deleted(cx, shown(&cx.descriptor, stored), true)),
                 Plan::Remove => {
                     if let Committed::Done(object) = self.finish_delete(cx, &stored).await? {
-                        return Ok(self.deleted(cx, object, true));
+                        return Ok(self.deleted(cx, shown(&cx.descriptor, object), true));
                     }
                 }
                 Plan::Mark(mut new) if dry_run => {

@@ -25,7 +25,7 @@ use std::sync::{Arc, Mutex};
 use amphipod_api::{GroupKind, GroupResource, Status};
 
 use crate::auth::UserInfo;
-use crate::cache::{Cache, Table, TableSpec};
+use crate::cache::{Cache, Object, Table, TableSpec};
 use crate::resources::{Catalog, ClusterConfig, Descriptor, Durability, Privileges};
 use crate::store::{Store, StoreError};
 
@@ -159,6 +159,14 @@ impl Registry {
             Some(table) => table,
             None => self.cache.define(table_spec(descriptor)),
         }
+    }
+}
+
+/// The object in the shape that clients of the resource see, if that is not the stored one.
+fn shown(descriptor: &Descriptor, object: Arc<Object>) -> Arc<Object> {
+    match &descriptor.conversion {
+        None => object,
+        Some(conversion) => Arc::new(object.reshaped(conversion.from_stored)),
     }
 }
 

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use amphipod_api::patch::{
     Field, PatchSchema, PatchType, apply_json_patch, apply_merge_patch, apply_strategic_merge_patch,
 };
-use amphipod_api::{Status, meta};
+use amphipod_api::{FieldError, GroupKind, Status, meta};
 use serde_json::Value;
 
-use super::{Context, Registry};
+use super::{Context, FieldValidation, Registry};
 use crate::cache::Object;
 use crate::resources::schema::Ty;
 
@@ -47,10 +47,19 @@ impl Registry {
         let change = |old: &Value| {
             let mut new = old.clone();
             apply(&mut new, kind, &patch, &schema.root)?;
-            let (api_version, kind) = (cx.descriptor.api_version(), &*cx.descriptor.kind);
-            let decoded = schema.decode_value(new).map_err(|error| error.status(&api_version, kind))?;
+            check_identity(cx, &new, old)?;
+            // Upstream shows what could not be read: the patched object, or the strategic patch as Go prints it.
+            let shown = match kind {
+                PatchType::StrategicMerge => go_text(&patch),
+                _ => new.to_string(),
+            };
+            let unreadable =
+                |why: String| Status::invalid(&GroupKind::default(), "", &[FieldError::invalid("patch", &*shown, why)]);
+            let decoded = schema.decode_value(new).map_err(|error| unreadable(error.to_string()))?;
+            if cx.field_validation == FieldValidation::Strict && !decoded.strict.is_empty() {
+                return Err(unreadable(format!("strict decoding error: {}", decoded.strict.join(", "))));
+            }
             self.note_strict(cx, &decoded.strict)?;
-            check_identity(cx, &decoded.value, old)?;
             Ok(decoded.value)
         };
         Ok((self.modify(cx, name, change).await?, false))
@@ -92,6 +101,20 @@ fn check_identity(cx: &Context, new: &Value, old: &Value) -> Result<(), Status> 
         )));
     }
     Ok(())
+}
+
+/// A value as Go's `%+v` prints it: `map[spec:map[replicas:many]]`.
+fn go_text(value: &Value) -> String {
+    match value {
+        Value::Null => "<nil>".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) => format!("[{}]", items.iter().map(go_text).collect::<Vec<_>>().join(" ")),
+        Value::Object(map) => {
+            let entries: Vec<String> = map.iter().map(|(key, value)| format!("{key}:{}", go_text(value))).collect();
+            format!("map[{}]", entries.join(" "))
+        }
+        other => other.to_string(),
+    }
 }
 
 /// A schema as strategic merge asks for it.

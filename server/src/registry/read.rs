@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::options::invalid_options;
-use super::{Context, GetOptions, ListOptions, Registry};
+use super::{Context, GetOptions, ListOptions, Registry, shown};
 use crate::cache::{Gone, Object, Snapshot, Table};
 use crate::resources::Descriptor;
 
@@ -105,6 +105,7 @@ impl Registry {
             .table(&cx.descriptor)
             .get(&cx.namespace, name)
             .ok_or_else(|| Status::not_found(&cx.group_resource(), name))?;
+        let object = shown(&cx.descriptor, object);
         match &cx.subresource {
             None => Ok(object),
             Some(subresource) => self.part(cx, subresource, object),
@@ -139,7 +140,11 @@ impl Registry {
             }
             None => self.snapshot(cx, &table, namespace, options).await?,
         };
-        Ok(select(snapshot, start.as_deref(), &table, options))
+        let mut listed = select(snapshot, start.as_deref(), &table, options);
+        if cx.descriptor.conversion.is_some() {
+            listed.items.iter_mut().for_each(|item| *item = shown(&cx.descriptor, item.clone()));
+        }
+        Ok(listed)
     }
 
     /// The objects that a first page is made of.

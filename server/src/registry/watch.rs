@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::read::{check_fields, check_options, gone_status, matches, parse_revision};
-use super::{Context, ListOptions, Registry};
+use super::{Context, ListOptions, Registry, shown};
 use crate::cache::{Event, EventType, Object, Watch};
 use crate::resources::Descriptor;
 
@@ -62,6 +62,7 @@ impl WatchItem {
 /// The stream of one watcher: a position in the resource's ring, no queue of its own.
 pub struct WatchStream {
     watch: Watch,
+    descriptor: Arc<Descriptor>,
     namespace: String,
     options: ListOptions,
     /// Events up to this revision are not for this watcher.
@@ -114,6 +115,7 @@ impl Registry {
         });
         Ok(WatchStream {
             watch,
+            descriptor: cx.descriptor.clone(),
             namespace: cx.namespace.clone(),
             options,
             after,
@@ -131,6 +133,18 @@ impl WatchStream {
     ///
     /// A watcher that is too slow gets an error of 410 as its last item; it lists again.
     pub async fn next(&mut self) -> Option<Vec<WatchItem>> {
+        let mut items = self.next_stored().await?;
+        if self.descriptor.conversion.is_some() {
+            for item in &mut items {
+                if let WatchItem::Change { object, .. } = item {
+                    *object = shown(&self.descriptor, object.clone());
+                }
+            }
+        }
+        Some(items)
+    }
+
+    async fn next_stored(&mut self) -> Option<Vec<WatchItem>> {
         if !self.initial.is_empty() {
             return Some(std::mem::take(&mut self.initial));
         }

@@ -6,7 +6,7 @@ use amphipod_api::{FieldError, Reason, Status, meta, names};
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::{Context, FieldValidation, Input, Operation, Registry, Request, metadata, storage_status};
+use super::{Context, FieldValidation, Input, Operation, Registry, Request, metadata, shown, storage_status};
 use crate::cache::{EventType, Object, encode};
 use crate::resources::schema::strict_status;
 use crate::resources::{Descriptor, Durability, StrategyContext, SubresourceKind};
@@ -152,16 +152,16 @@ impl Registry {
             let stored = table
                 .get(&cx.namespace, name)
                 .ok_or_else(|| Status::not_found(&cx.group_resource(), name))?;
-            let old = stored.value();
+            let old = shown(&cx.descriptor, stored.clone()).value();
             let mut new = change(&old)?;
             self.check_version(cx, name, &new, &old)?;
             self.prepare_update(cx, name, &mut new, &old)?;
             if new == old {
-                return Ok(stored);
+                return Ok(shown(&cx.descriptor, stored));
             }
             if self.goes_with_update(cx, &new, &old) {
                 match self.finish_delete(cx, &stored).await? {
-                    Committed::Done(object) => return Ok(object),
+                    Committed::Done(gone) => return self.detached(cx, &mut new, gone.meta.revision),
                     Committed::Conflict => continue,
                 }
             }
@@ -281,6 +281,9 @@ impl Registry {
         expect: Expect,
         object: &mut Value,
     ) -> Result<Committed, Status> {
+        if let Some(conversion) = &cx.descriptor.conversion {
+            (conversion.to_stored)(object);
+        }
         let bytes = encode(object);
         let change = Change::Put(bytes.clone());
         // A step of a deletion leads to less being stored.
@@ -288,12 +291,13 @@ impl Registry {
         let Some(revision) = self.commit(cx, name, expect, change, frees).await? else { return Ok(Committed::Conflict) };
         let table = self.table(&cx.descriptor);
         // The cache has it before the commit answers; only a still newer one may be in its place.
-        match table.get(&cx.namespace, name) {
-            Some(object) if object.meta.revision == revision => Ok(Committed::Done(object)),
+        let object = match table.get(&cx.namespace, name) {
+            Some(object) if object.meta.revision == revision => object,
             _ => Object::decode(&bytes, revision, EventType::Added, table.fields())
-                .map(|object| Committed::Done(Arc::new(object)))
-                .map_err(Status::internal_error),
-        }
+                .map(Arc::new)
+                .map_err(Status::internal_error)?,
+        };
+        Ok(Committed::Done(shown(&cx.descriptor, object)))
     }
 
     /// Commits one change; `None`: the expectation does not hold.

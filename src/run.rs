@@ -1,0 +1,188 @@
+//! From parsed arguments to running parts.
+
+use std::future::Future;
+#[cfg(feature = "server")]
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::{Command, NodeArgs};
+
+/// Logs to standard error; `AMPHIPOD_LOG` chooses what (like `info,amphipod_agent=debug`).
+pub fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("AMPHIPOD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).with_target(false).init();
+}
+
+/// Ends at SIGTERM or SIGINT.
+pub fn stop_signal() -> Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).context("catching SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("catching SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// Runs a command to its end.
+///
+/// # Errors
+/// Whatever kept the command from its work; `main` prints it.
+pub fn run(command: Command) -> Result<()> {
+    let mut runtime = match &command {
+        // Two workers: the boxes this is made for have few cores, and each worker costs memory.
+        #[cfg(feature = "server")]
+        Command::Server(_) => {
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            builder.worker_threads(2);
+            builder
+        }
+        _ => tokio::runtime::Builder::new_current_thread(),
+    };
+    // Blocking work (file systems, SQLite) runs on threads that end soon after.
+    runtime.enable_all().max_blocking_threads(16).thread_keep_alive(std::time::Duration::from_secs(2));
+    runtime.build().context("starting the async runtime")?.block_on(async {
+        match command {
+            #[cfg(feature = "server")]
+            Command::Server(args) => server(args).await,
+            #[cfg(feature = "agent")]
+            Command::Agent(args) => agent(args).await,
+            #[cfg(feature = "agent")]
+            Command::Reset(args) => reset(args).await,
+            #[cfg(feature = "agent")]
+            Command::Hello(args) => match args.get {
+                Some(url) => {
+                    print!("{}", crate::hello::get(&url).await?);
+                    Ok(())
+                }
+                None => crate::hello::serve(args.port, args.message).await,
+            },
+        }
+    })
+}
+
+/// The name of this box's Node: as given, or the host name in lower case.
+fn node_name(node: &NodeArgs) -> Result<String> {
+    match &node.node_name {
+        Some(name) => Ok(name.clone()),
+        None => {
+            let name = nix::unistd::gethostname().context("reading the host name")?;
+            Ok(name.to_string_lossy().to_ascii_lowercase())
+        }
+    }
+}
+
+#[cfg(feature = "server")]
+async fn server(args: crate::cli::ServerArgs) -> Result<()> {
+    let stop = stop_signal()?;
+    let node_name = node_name(&args.node)?;
+    let server = amphipod_server::Server::start(amphipod_server::ServerConfig {
+        data_dir: args.node.data_dir.join("server"),
+        listen: args.listen,
+        advertise_address: args.advertise_address.or(args.node.node_ip),
+        cluster_cidrs: vec![args.cluster_cidr.clone()],
+        service_cidrs: vec![args.service_cidr.clone()],
+        cluster_domain: args.cluster_domain.clone(),
+        extra_sans: args.tls_sans.clone(),
+        node_name: Some(node_name.clone()),
+        ..Default::default()
+    })
+    .await
+    .context("starting the server")?;
+    write_private(&args.write_kubeconfig, server.admin_kubeconfig()).context("writing the kubeconfig")?;
+
+    #[cfg(feature = "agent")]
+    let agent = if args.disable_agent { None } else { Some(own_agent(&args, &server, node_name).await?) };
+
+    stop.await;
+    tracing::info!("stopping; containers go on");
+    #[cfg(feature = "agent")]
+    if let Some(agent) = agent {
+        agent.shutdown().await;
+    }
+    server.shutdown().await;
+    Ok(())
+}
+
+/// The agent of an all-in-one box: like any other, only that its credentials need no network to get.
+#[cfg(all(feature = "server", feature = "agent"))]
+async fn own_agent(
+    args: &crate::cli::ServerArgs,
+    server: &amphipod_server::Server,
+    node_name: String,
+) -> Result<amphipod_agent::Agent> {
+    let pki = args.node.data_dir.join("agent/pki");
+    let (cert, key) = server.node_credentials(&node_name)?;
+    let credentials = amphipod_agent::ServerCredentials {
+        ca: pki.join("server-ca.crt"),
+        cert: pki.join("client.crt"),
+        key: pki.join("client.key"),
+    };
+    write_private(&credentials.ca, server.ca_pem())?;
+    write_private(&credentials.cert, &cert)?;
+    write_private(&credentials.key, &key)?;
+    let url = format!("https://127.0.0.1:{}", server.local_addr().port());
+    let mut config = agent_config(&args.node, node_name, url, credentials)?;
+    config.cluster_cidr = args.cluster_cidr.clone();
+    config.service_cidr = args.service_cidr.clone();
+    config.cluster_domain = args.cluster_domain.clone();
+    amphipod_agent::Agent::start(config).await.context("starting the agent")
+}
+
+#[cfg(feature = "agent")]
+async fn agent(args: crate::cli::AgentOnlyArgs) -> Result<()> {
+    let stop = stop_signal()?;
+    let credentials = amphipod_agent::ServerCredentials { ca: args.ca, cert: args.cert, key: args.key };
+    let config = agent_config(&args.node, node_name(&args.node)?, args.server, credentials)?;
+    let agent = amphipod_agent::Agent::start(config).await.context("starting the agent")?;
+    stop.await;
+    tracing::info!("stopping; containers go on");
+    agent.shutdown().await;
+    Ok(())
+}
+
+#[cfg(feature = "agent")]
+async fn reset(args: crate::cli::ResetArgs) -> Result<()> {
+    let nowhere = std::path::PathBuf::new();
+    let credentials = amphipod_agent::ServerCredentials { ca: nowhere.clone(), cert: nowhere.clone(), key: nowhere };
+    let config = agent_config(&args.node, node_name(&args.node)?, String::new(), credentials)?;
+    for line in amphipod_agent::reset(&config, args.yes).await.context("removing what amphipod made")? {
+        println!("{line}");
+    }
+    if !args.yes {
+        println!("nothing was removed; say `amphipod reset --yes` to do it");
+    }
+    Ok(())
+}
+
+#[cfg(feature = "agent")]
+fn agent_config(
+    node: &NodeArgs,
+    node_name: String,
+    server_url: String,
+    credentials: amphipod_agent::ServerCredentials,
+) -> Result<amphipod_agent::AgentConfig> {
+    let mut config = amphipod_agent::AgentConfig::new(node_name, server_url, credentials);
+    config.data_dir = node.data_dir.join("agent");
+    config.node_ip = node.node_ip;
+    config.cgroup_root = node.cgroup_root.clone();
+    config.registries = node.registries.exists().then(|| node.registries.clone());
+    for label in &node.node_labels {
+        let (key, value) = label.split_once('=').with_context(|| format!("--node-label {label:?} is not KEY=VALUE"))?;
+        config.node_labels.insert(key.to_owned(), value.to_owned());
+    }
+    Ok(config)
+}
+
+/// Writes a file that only root may read, whole or not at all. An equal file is left alone, so that starts do not wear flash.
+#[cfg(feature = "server")]
+fn write_private(path: &Path, text: &str) -> Result<()> {
+    let written = path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| {
+        amphipod_api::files::write_if_changed(path, text.as_bytes(), amphipod_api::files::PRIVATE)
+    });
+    written.map(drop).with_context(|| format!("writing {}", path.display()))
+}

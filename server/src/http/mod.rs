@@ -7,6 +7,7 @@ pub mod app;
 pub mod body;
 mod compress;
 pub mod connect;
+mod documents;
 pub mod health;
 pub mod metrics;
 pub mod negotiate;

@@ -121,7 +121,7 @@ impl Server {
         let backup = config.data_dir.join("state.backup.db");
         let keys = tokio::task::spawn_blocking(move || Pki::open(&keys_dir, names));
         let opened = tokio::task::spawn_blocking(move || {
-            SqliteStore::open_or_quarantine(&state, store::Options::default(), Some(&backup))
+            SqliteStore::open_or_quarantine(&state, store::Options { backup: Some(backup), ..store::Options::default() })
                 .with_context(|| format!("opening {}", state.display()))
         });
         let (keys, opened) = tokio::try_join!(keys, opened)?;
@@ -163,6 +163,7 @@ impl Server {
         };
         let serving = tokio::spawn(http::serve::run(listener, tls.into(), stop.clone(), make));
         tokio::spawn(auth::rbac::aggregator::run(registry.clone(), stop.clone()));
+        tokio::spawn(registry::expire::events(registry.clone(), stop.clone()));
         tokio::spawn(renew(pki.clone(), stop.clone()));
 
         let control = config.run_controllers.then(|| {

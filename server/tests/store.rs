@@ -247,11 +247,29 @@ async fn a_damaged_file_is_set_aside_and_the_backup_takes_its_place() {
     std::fs::write(&path, bytes).unwrap();
 
     assert!(matches!(SqliteStore::open(&path, Options::default()), Err(StoreError::Corrupt(_))));
-    let opened = SqliteStore::open_or_quarantine(&path, Options::default(), Some(&backup)).unwrap();
+    let options = Options { backup: Some(backup), ..Options::default() };
+    let opened = SqliteStore::open_or_quarantine(&path, options).unwrap();
     assert!(opened.quarantined.is_some_and(|aside| aside.exists()));
     assert_eq!(live(&opened.store).await.len(), 200);
     assert!(opened.store.position().revision > last);
     assert!(opened.store.position().horizon > last);
+}
+
+#[tokio::test]
+async fn backups_are_made_by_themselves_and_only_when_something_changed() {
+    let dir = TempDir::new().unwrap();
+    let backup = dir.path().join("backup.db");
+    let options = Options { backup: Some(backup.clone()), backup_every: Duration::ZERO, ..Options::default() };
+    let store = open(dir.path(), options);
+    store.commit(lazily(put("lease", Expect::Absent, "1"))).await.unwrap();
+    store.compact(0).await.unwrap();
+    assert!(!backup.exists());
+    store.commit(put("a", Expect::Absent, "1")).await.unwrap();
+    // Commands are served in order: when this one is answered, what came before it is done.
+    store.compact(0).await.unwrap();
+    let copy = TempDir::new().unwrap();
+    std::fs::copy(&backup, copy.path().join("state.db")).unwrap();
+    assert_eq!(live(&open(copy.path(), Options::default())).await.len(), 1);
 }
 
 #[tokio::test]

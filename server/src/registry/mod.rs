@@ -11,6 +11,7 @@
 mod admission;
 mod binding;
 mod delete;
+pub mod expire;
 mod lookup;
 mod metadata;
 mod options;

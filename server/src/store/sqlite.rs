@@ -27,6 +27,10 @@ pub struct Options {
     pub lazy_rewrite_delay: Duration,
     /// How long after the disk was found full a write finds out whether it still is.
     pub full_retry: Duration,
+    /// Where a backup is kept, to begin from if the file is found damaged.
+    pub backup: Option<PathBuf>,
+    /// A backup is made with the first change after so much time since the last one.
+    pub backup_every: Duration,
 }
 
 impl Default for Options {
@@ -37,6 +41,8 @@ impl Default for Options {
             lazy_delay: Duration::from_secs(5),
             lazy_rewrite_delay: Duration::from_secs(300),
             full_retry: Duration::from_secs(5),
+            backup: None,
+            backup_every: Duration::from_secs(24 * 3600),
         }
     }
 }
@@ -70,12 +76,12 @@ impl SqliteStore {
         Ok(SqliteStore { commands: Mutex::new(Some(sender)), shared })
     }
 
-    /// Opens the file; if it is damaged, moves it aside for inspection and begins anew from `restore`, a backup, if that is
-    /// a sound one. Says so loudly.
+    /// Opens the file; if it is damaged, moves it aside for inspection and begins anew from the backup of the options, if
+    /// that is a sound one. Says so loudly.
     ///
     /// # Errors
     /// The file cannot be used, or moved.
-    pub fn open_or_quarantine(path: &Path, options: Options, restore: Option<&Path>) -> Result<Opened, StoreError> {
+    pub fn open_or_quarantine(path: &Path, options: Options) -> Result<Opened, StoreError> {
         let damage = match SqliteStore::open(path, options.clone()) {
             Ok(store) => return Ok(Opened { store, quarantined: None }),
             Err(StoreError::Corrupt(damage)) => damage,
@@ -83,7 +89,7 @@ impl SqliteStore {
         };
         let aside = quarantine(path)?;
         error!(%damage, file = %aside.display(), "the state database is damaged and was moved aside");
-        if let Some(backup) = restore.filter(|backup| backup.exists()) {
+        if let Some(backup) = options.backup.as_deref().filter(|backup| backup.exists()) {
             match restore_from(backup, path, &options) {
                 Ok(store) => {
                     warn!(backup = %backup.display(), "the state was restored from its last backup; later changes are lost");
@@ -93,6 +99,10 @@ impl SqliteStore {
             }
         }
         error!("no backup of the state: beginning with an empty one");
+        // Clients may hold versions of the lost state: none may be given out again.
+        if let Err(error) = Log::open(path).and_then(|mut log| log.jump(RESTORE_JUMP)) {
+            warn!(%error, "preparing the empty state");
+        }
         Ok(Opened { store: SqliteStore::open(path, options)?, quarantined: Some(aside) })
     }
 
@@ -101,19 +111,7 @@ impl SqliteStore {
     /// # Errors
     /// What the disk said.
     pub async fn backup(&self, path: &Path) -> Result<(), StoreError> {
-        let failed = |what: &str, error: std::io::Error| StoreError::Failed(format!("{what}: {error}"));
-        let fresh = path.with_extension("new");
-        match std::fs::remove_file(&fresh) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(failed("removing an unfinished backup", error));
-            }
-            _ => {}
-        }
-        self.ask(|reply| Command::Backup(fresh.clone(), reply)).await?;
-        std::fs::File::open(&fresh)
-            .and_then(|file| file.sync_all())
-            .and_then(|()| std::fs::rename(&fresh, path))
-            .map_err(|error| failed("finishing the backup", error))
+        self.ask(|reply| Command::Backup(path.to_owned(), reply)).await
     }
 
     fn send(&self, command: Command) -> Result<(), StoreError> {

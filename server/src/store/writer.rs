@@ -5,10 +5,10 @@
 //! file holds just the rows of `keys` and `history`.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::oneshot;
 use tracing::{info, warn};
@@ -108,7 +108,13 @@ pub(super) struct Writer {
     /// The disk was full, the ballast was dropped: when it was last tried to take it up again. Until that works, only
     /// writes that free space are tried.
     full_since: Option<Instant>,
+    /// When the next backup is due, if there are changes then.
+    backup_at: Instant,
+    changed_since_backup: bool,
 }
+
+/// A server that has just started is busy: a backup can wait so long.
+const BACKUP_EARLIEST: Duration = Duration::from_secs(600);
 
 impl Writer {
     /// Reads what the file holds.
@@ -132,9 +138,12 @@ impl Writer {
             reserved: 0,
             failing: false,
             full_since: None,
+            backup_at: Instant::now(),
+            changed_since_backup: false,
             ballast,
             log,
         };
+        writer.backup_at += writer.backup_due().max(BACKUP_EARLIEST.min(writer.options.backup_every));
         if let Err(error) = writer.ballast.load() {
             warn!(%error, "no room for the ballast file that lets deletions go on when the disk is full");
         }
@@ -200,11 +209,12 @@ impl Writer {
                         }
                     }
                     self.commit(batch);
+                    self.back_up_if_due();
                 }
                 Command::Load { prefix, at, visit, reply } => answer(reply, self.load(&prefix, at, visit)),
                 Command::Watch { after, sink, reply } => answer(reply, self.watch(after, sink)),
                 Command::Compact(revision, reply) => answer(reply, self.compact(revision)),
-                Command::Backup(path, reply) => answer(reply, self.log.copy_to(&path)),
+                Command::Backup(path, reply) => answer(reply, self.back_up(&path)),
                 Command::Close(reply) => {
                     let result = self.close();
                     match reply {
@@ -366,6 +376,7 @@ impl Writer {
         if let Some(reserve) = reserve {
             self.reserved = reserve;
         }
+        self.changed_since_backup |= !immediate.is_empty();
         if ride {
             self.written(&lazy);
         }
@@ -543,6 +554,46 @@ impl Writer {
             sink(records);
         }
         self.shared.revision.store(self.revision, Ordering::Release);
+    }
+
+    /// How long until the next backup, by the age of the last one.
+    fn backup_due(&self) -> Duration {
+        let last = self.options.backup.as_ref().and_then(|path| std::fs::metadata(path).ok()?.modified().ok());
+        let age = last.and_then(|last| SystemTime::now().duration_since(last).ok()).unwrap_or(Duration::MAX);
+        self.options.backup_every.saturating_sub(age)
+    }
+
+    fn back_up_if_due(&mut self) {
+        if !self.changed_since_backup || Instant::now() < self.backup_at {
+            return;
+        }
+        let Some(path) = self.options.backup.clone() else { return };
+        if let Err(error) = self.back_up(&path) {
+            warn!(%error, backup = %path.display(), "the backup of the state was not made");
+        }
+        self.backup_at = Instant::now() + self.options.backup_every;
+    }
+
+    /// Writes a consistent copy of the file, replacing an older one.
+    fn back_up(&mut self, path: &Path) -> Result<(), StoreError> {
+        let failed = |error: std::io::Error| StoreError::Failed(format!("writing the backup: {error}"));
+        let fresh = path.with_extension("new");
+        match std::fs::remove_file(&fresh) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        let made = self.log.copy_to(&fresh).and_then(|()| {
+            std::fs::File::open(&fresh)
+                .and_then(|file| file.sync_all())
+                .and_then(|()| std::fs::rename(&fresh, path))
+                .map_err(failed)
+        });
+        match &made {
+            Ok(()) => self.changed_since_backup = false,
+            // Half a backup is worth nothing, and takes up space.
+            Err(_) => drop(std::fs::remove_file(&fresh)),
+        }
+        made
     }
 
     fn close(&mut self) -> Result<(), StoreError> {

@@ -211,6 +211,35 @@ async fn concurrent_pulls_fetch_each_blob_once() {
 }
 
 #[tokio::test]
+async fn pulls_with_different_credentials_are_apart_and_do_not_disturb_each_other() {
+    let registry = Registry::start().await;
+    let layer = TestLayer::gzip(Tar::new().file("a", &noise(500_000, 7)).done());
+    registry
+        .push("app", "v1", &TestImage::new(vec![layer.clone()]))
+        .await;
+    let proxy = Proxy::start(registry.address).await;
+    let (_dir, store) = store();
+    let reference: Reference = format!("{}/app:v1", proxy.address).parse().unwrap();
+    let pulls = (0..8).map(|number| {
+        let (store, reference) = (store.clone(), reference.clone());
+        let auth = RegistryAuth {
+            username: format!("user{number}"),
+            ..RegistryAuth::default()
+        };
+        let options = PullOptions {
+            auth: vec![auth],
+            ..PullOptions::default()
+        };
+        async move { store.pull(&reference, &options).await }
+    });
+    for pulled in futures_util::future::join_all(pulls).await {
+        pulled.unwrap();
+    }
+    assert_eq!(proxy.count("GET /v2/app/manifests/v1"), 8);
+    assert_eq!(proxy.count(&layer.digest().to_string()), 1);
+}
+
+#[tokio::test]
 async fn a_download_that_breaks_off_goes_on_where_it_stopped() {
     let registry = Registry::start().await;
     let layer = TestLayer::gzip(Tar::new().file("big", &noise(4_000_000, 3)).done());
@@ -323,6 +352,10 @@ async fn content_that_does_not_match_its_digest_is_refused_and_not_kept() {
     );
     assert!(
         error.to_string().contains(&bad.digest().to_string()),
+        "{error}"
+    );
+    assert!(
+        error.to_string().contains("failed to fetch layer"),
         "{error}"
     );
     assert!(store.resolve(&name.parse().unwrap()).is_none());

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use amphipod_runtime::image::{ErrorKind, ImageStore, Limits, PullOptions, RegistryAuth};
+use amphipod_runtime::image::{ErrorKind, ImageStore, Limits, Progress, PullOptions, RegistryAuth};
 use image_support::*;
 use serde_json::json;
 
@@ -323,6 +323,39 @@ fn a_full_disk_is_told_as_such_and_the_space_comes_back() {
                 .await
                 .unwrap();
         }
+    });
+}
+
+#[test]
+fn a_disk_that_fills_up_during_a_download_gets_its_space_back() {
+    on_small_disk("24m", async |disk| {
+        let registry = Registry::start().await;
+        let noisy = TestLayer::gzip(Tar::new().file("noise", &noise(12 << 20, 1)).done());
+        registry
+            .push("download", "v1", &TestImage::new(vec![noisy]))
+            .await;
+        let limits = Limits {
+            reserved_bytes: 0,
+            ..Limits::default()
+        };
+        let store = ImageStore::open_with(disk.join("images"), limits).unwrap();
+        let filler = disk.join("filler");
+        let options = PullOptions {
+            progress: Some(std::sync::Arc::new(move |progress: &Progress| {
+                // Somebody else takes all that is left, once.
+                if matches!(progress, Progress::Downloading { done, total, .. } if done < total)
+                    && !filler.exists()
+                {
+                    let _ = std::fs::write(&filler, vec![0; 24 << 20]);
+                }
+            })),
+            ..PullOptions::default()
+        };
+        let name = format!("{}/download:v1", registry.address).parse().unwrap();
+        let error = store.pull(&name, &options).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+        assert!(disk.join("filler").exists() && store.disk_usage().blob_bytes == 0);
+        std::fs::remove_file(disk.join("filler")).unwrap();
     });
 }
 

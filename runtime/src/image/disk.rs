@@ -177,14 +177,19 @@ fn load_index(path: &Path) -> Result<IndexFile> {
 /// Replaces a file so that after a power cut either the old or the new content is there.
 pub(crate) fn replace_file(path: &Path, content: &[u8]) -> io::Result<()> {
     let new = path.with_extension("new");
-    let mut file = File::create(&new)?;
-    file.write_all(content)?;
-    file.sync_all()?;
+    write_file(&new, content)?;
     fs::rename(&new, path)?;
     match path.parent() {
         Some(parent) => File::open(parent)?.sync_all(),
         None => Ok(()),
     }
+}
+
+/// Writes a file and waits until its content is on the disk.
+pub(crate) fn write_file(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(content)?;
+    file.sync_all()
 }
 
 pub(crate) fn sync_file_system(file: &File) -> io::Result<()> {

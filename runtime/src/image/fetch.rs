@@ -163,7 +163,7 @@ impl Partial {
                 response = session.open_blob(&blob.digest, 0).await?;
             }
         }
-        let mut told = Instant::now();
+        let mut told: Option<Instant> = None;
         loop {
             let chunk = match response.chunk().await {
                 Ok(Some(chunk)) => chunk,
@@ -182,9 +182,10 @@ impl Partial {
                 return Ok(());
             }
             if let Some(progress) = progress
-                && (told.elapsed() >= PROGRESS_INTERVAL || self.length == blob.size)
+                && (told.is_none_or(|at| at.elapsed() >= PROGRESS_INTERVAL)
+                    || self.length == blob.size)
             {
-                told = Instant::now();
+                told = Some(Instant::now());
                 progress(&Progress::Downloading {
                     layer: blob.digest.clone(),
                     done: self.length,

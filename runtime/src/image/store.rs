@@ -29,7 +29,7 @@ use super::catalog::{Catalog, Layer, Record};
 use super::digest::Digest;
 use super::disk::{
     IndexFile, WorkDir, file_name, load, lock, remove_files, replace_file, size_of_files,
-    sync_file_system,
+    sync_file_system, write_file,
 };
 use super::error::{ErrorKind, ImageError, Result};
 use super::manifest::ImageConfig;
@@ -325,24 +325,20 @@ impl Inner {
         replace_file(&path, &json).map_err(|e| ImageError::io("writing the image index", &e))
     }
 
-    /// Stores a small blob whose digest was checked.
-    pub(crate) fn write_blob(&self, digest: &Digest, bytes: &[u8]) -> Result<()> {
-        replace_file(&self.blob_path(digest), bytes)
-            .map_err(|e| ImageError::io(format!("storing {digest}"), &e))
-    }
-
     /// Records an image whose layers are all here, and its config.
     pub(crate) fn add_image(
-        &self,
+        self: &Arc<Self>,
         record: Record,
         config_blob: &[u8],
         reference: Option<&Reference>,
         target: &Digest,
     ) -> Result<Image> {
-        if !self.catalog().images.contains_key(&record.id) {
-            self.write_blob(&record.id, config_blob)?;
-        }
         let id = record.id.clone();
+        let _pin = self.pin(&id);
+        let config = self.work_file();
+        let written = write_file(&config, config_blob)
+            .and_then(|()| fs::rename(&config, self.blob_path(&id)));
+        written.map_err(|e| ImageError::io("storing the image's config", &e))?;
         self.commit(|catalog| catalog.insert(record, reference, target))?;
         let catalog = self.catalog();
         match catalog.images.get(&id) {

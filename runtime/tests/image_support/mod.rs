@@ -555,7 +555,10 @@ pub fn oci_archive(image: &TestImage, name: Option<&str>) -> Vec<u8> {
         .file("index.json", index.as_bytes());
     let config = image.config().to_string();
     let layers = image.layers.iter().map(|l| l.blob.as_slice());
-    for blob in layers.chain([config.as_bytes(), manifest.as_bytes()]) {
+    for blob in [config.as_bytes(), manifest.as_bytes()]
+        .into_iter()
+        .chain(layers)
+    {
         archive = archive.file(
             &format!("blobs/sha256/{}", Digest::sha256(blob).hex()),
             blob,

@@ -31,7 +31,13 @@ pub struct TokenAuthenticator {
 impl TokenAuthenticator {
     pub fn new(keys: Arc<TokenKeys>, cache: Arc<Cache>, issuer: String) -> Self {
         let api_audiences = vec![issuer.clone(), "amphipod".to_owned()];
-        TokenAuthenticator { keys, cache, issuer, api_audiences, remembered: Mutex::default() }
+        TokenAuthenticator {
+            keys,
+            cache,
+            issuer,
+            api_audiences,
+            remembered: Mutex::default(),
+        }
     }
 
     pub fn keys(&self) -> &TokenKeys {
@@ -43,12 +49,27 @@ impl TokenAuthenticator {
     ///
     /// # Errors
     /// Why not, for TokenReview and the log; clients are told `Unauthorized`.
-    pub fn authenticate(&self, token: &str, audiences: &[String]) -> Result<(UserInfo, Vec<String>), String> {
+    pub fn authenticate(
+        &self,
+        token: &str,
+        audiences: &[String],
+    ) -> Result<(UserInfo, Vec<String>), String> {
         let claims = self.verify(token)?;
-        let wanted = if audiences.is_empty() { &self.api_audiences } else { audiences };
-        let matched: Vec<String> = wanted.iter().filter(|a| claims.aud.contains(a)).cloned().collect();
+        let wanted = if audiences.is_empty() {
+            &self.api_audiences
+        } else {
+            audiences
+        };
+        let matched: Vec<String> = wanted
+            .iter()
+            .filter(|a| claims.aud.contains(a))
+            .cloned()
+            .collect();
         if matched.is_empty() {
-            return Err(format!("token audiences {:?} is invalid for the target audiences {wanted:?}", claims.aud));
+            return Err(format!(
+                "token audiences {:?} is invalid for the target audiences {wanted:?}",
+                claims.aud
+            ));
         }
         self.check_bound(&claims)?;
         Ok((user_of(&claims), matched))
@@ -57,7 +78,10 @@ impl TokenAuthenticator {
     fn verify(&self, token: &str) -> Result<Arc<Claims>, String> {
         let now = Timestamp::now().as_second();
         let digest: [u8; 32] = Sha256::digest(token.as_bytes()).into();
-        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut remembered = self
+            .remembered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(claims) = remembered.get(&digest) {
             if now <= claims.exp {
                 return Ok(claims.clone());
@@ -65,9 +89,15 @@ impl TokenAuthenticator {
             remembered.remove(&digest);
         }
         drop(remembered);
-        let claims = self.keys.verify(token, &self.issuer, &[], now).map_err(|e| e.to_string())?;
+        let claims = self
+            .keys
+            .verify(token, &self.issuer, &[], now)
+            .map_err(|e| e.to_string())?;
         let claims = Arc::new(claims);
-        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut remembered = self
+            .remembered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if remembered.len() >= REMEMBERED {
             remembered.clear();
         }
@@ -79,7 +109,12 @@ impl TokenAuthenticator {
     fn check_bound(&self, claims: &Claims) -> Result<(), String> {
         let bound = &claims.kubernetes;
         let account = &bound.serviceaccount;
-        self.existing("serviceaccounts", &bound.namespace, account, "service account")?;
+        self.existing(
+            "serviceaccounts",
+            &bound.namespace,
+            account,
+            "service account",
+        )?;
         if let Some(pod) = &bound.pod {
             let object = self.existing("pods", &bound.namespace, pod, "pod")?;
             let gone = object
@@ -87,9 +122,14 @@ impl TokenAuthenticator {
                 .deletion_timestamp
                 .as_deref()
                 .and_then(|t| t.parse::<Timestamp>().ok())
-                .is_some_and(|t| Timestamp::now() > t.saturating_add(DELETED_POD_LEEWAY).unwrap_or(t));
+                .is_some_and(|t| {
+                    Timestamp::now() > t.saturating_add(DELETED_POD_LEEWAY).unwrap_or(t)
+                });
             if gone {
-                return Err("service account token has been invalidated: its pod is being deleted".to_owned());
+                return Err(
+                    "service account token has been invalidated: its pod is being deleted"
+                        .to_owned(),
+                );
             }
         } else if let Some(secret) = &bound.secret {
             self.existing("secrets", &bound.namespace, secret, "secret")?;
@@ -99,12 +139,23 @@ impl TokenAuthenticator {
         Ok(())
     }
 
-    fn existing(&self, resource: &str, namespace: &str, bound: &BoundRef, what: &str) -> Result<Arc<Object>, String> {
+    fn existing(
+        &self,
+        resource: &str,
+        namespace: &str,
+        bound: &BoundRef,
+        what: &str,
+    ) -> Result<Arc<Object>, String> {
         self.cache
             .table(resource)
             .and_then(|table| table.get(namespace, &bound.name))
             .filter(|object| *object.meta.uid == *bound.uid)
-            .ok_or_else(|| format!("service account token has been invalidated: its {what} {:?} is gone", bound.name))
+            .ok_or_else(|| {
+                format!(
+                    "service account token has been invalidated: its {what} {:?} is gone",
+                    bound.name
+                )
+            })
     }
 }
 
@@ -114,7 +165,8 @@ pub fn user_of(claims: &Claims) -> UserInfo {
     let mut user = UserInfo::service_account(&bound.namespace, &bound.serviceaccount.name);
     user.uid = bound.serviceaccount.uid.clone();
     let mut extra = |key: &str, value: String| {
-        user.extra.insert(format!("authentication.kubernetes.io/{key}"), vec![value]);
+        user.extra
+            .insert(format!("authentication.kubernetes.io/{key}"), vec![value]);
     };
     if !claims.jti.is_empty() {
         extra("credential-id", format!("JTI={}", claims.jti));
@@ -150,7 +202,10 @@ impl CertificateUser {
             "authentication.kubernetes.io/credential-id".to_owned(),
             vec![format!("X509SHA256={}", hex(&Sha256::digest(der)))],
         );
-        Some(CertificateUser { user: Arc::new(user), not_after: info.not_after })
+        Some(CertificateUser {
+            user: Arc::new(user),
+            not_after: info.not_after,
+        })
     }
 
     /// The user, while the certificate is valid.
@@ -185,7 +240,11 @@ fn websocket_token(headers: &HeaderMap) -> Option<String> {
         .filter_map(|v| v.to_str().ok())
         .flat_map(|v| v.split(','))
         .find_map(|p| p.trim().strip_prefix(PREFIX))
-        .and_then(|encoded| base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(encoded.trim_end_matches('=')).ok())
+        .and_then(|encoded| {
+            base64::engine::general_purpose::URL_SAFE_NO_PAD
+                .decode(encoded.trim_end_matches('='))
+                .ok()
+        })
         .and_then(|bytes| String::from_utf8(bytes).ok())
 }
 
@@ -205,25 +264,46 @@ impl Impersonation {
     /// Groups, uid or extras without a user.
     pub fn read(headers: &HeaderMap) -> Result<Option<Impersonation>, String> {
         let text = |name: &str| -> Vec<String> {
-            headers.get_all(name).iter().filter_map(|v| v.to_str().ok()).map(str::to_owned).collect()
+            headers
+                .get_all(name)
+                .iter()
+                .filter_map(|v| v.to_str().ok())
+                .map(str::to_owned)
+                .collect()
         };
         let mut wanted = Impersonation::default();
         // Nearly no request impersonates: look before allocating.
-        if !headers.keys().any(|k| k.as_str().starts_with("impersonate-")) {
+        if !headers
+            .keys()
+            .any(|k| k.as_str().starts_with("impersonate-"))
+        {
             return Ok(None);
         }
-        wanted.user = text("impersonate-user").into_iter().next().unwrap_or_default();
+        wanted.user = text("impersonate-user")
+            .into_iter()
+            .next()
+            .unwrap_or_default();
         wanted.groups = text("impersonate-group");
-        wanted.uid = text("impersonate-uid").into_iter().next().unwrap_or_default();
+        wanted.uid = text("impersonate-uid")
+            .into_iter()
+            .next()
+            .unwrap_or_default();
         for name in headers.keys() {
             if let Some(key) = name.as_str().strip_prefix("impersonate-extra-") {
-                wanted.extra.insert(crate::http::query::decode_path(key), text(name.as_str()));
+                wanted
+                    .extra
+                    .insert(crate::http::query::decode_path(key), text(name.as_str()));
             }
         }
         if wanted.user.is_empty() {
             return Err(format!(
                 "requested {:?} without impersonating a user",
-                wanted.groups.iter().chain([&wanted.uid]).chain(wanted.extra.keys()).collect::<Vec<_>>()
+                wanted
+                    .groups
+                    .iter()
+                    .chain([&wanted.uid])
+                    .chain(wanted.extra.keys())
+                    .collect::<Vec<_>>()
             ));
         }
         Ok(Some(wanted))
@@ -270,21 +350,42 @@ mod tests {
 
     #[test]
     fn bearer_tokens_are_found_in_header_and_subprotocol() {
-        assert_eq!(bearer(&headers(&[("authorization", "Bearer abc")])), Some("abc".to_owned()));
+        assert_eq!(
+            bearer(&headers(&[("authorization", "Bearer abc")])),
+            Some("abc".to_owned())
+        );
         assert_eq!(bearer(&headers(&[("authorization", "Basic abc")])), None);
         let protocols = "base64url.bearer.authorization.k8s.io.YWJj, v4.channel.k8s.io";
-        assert_eq!(bearer(&headers(&[("sec-websocket-protocol", protocols)])), Some("abc".to_owned()));
+        assert_eq!(
+            bearer(&headers(&[("sec-websocket-protocol", protocols)])),
+            Some("abc".to_owned())
+        );
     }
 
     #[test]
     fn impersonated_users_have_the_groups_that_users_have() {
-        let read = |pairs| Impersonation::read(&headers(pairs)).unwrap().unwrap().user_info();
-        assert_eq!(read(&[("impersonate-user", "bob")]).groups, ["system:authenticated"]);
-        let both = read(&[("impersonate-user", "bob"), ("impersonate-group", "a"), ("impersonate-group", "b")]);
+        let read = |pairs| {
+            Impersonation::read(&headers(pairs))
+                .unwrap()
+                .unwrap()
+                .user_info()
+        };
+        assert_eq!(
+            read(&[("impersonate-user", "bob")]).groups,
+            ["system:authenticated"]
+        );
+        let both = read(&[
+            ("impersonate-user", "bob"),
+            ("impersonate-group", "a"),
+            ("impersonate-group", "b"),
+        ]);
         assert_eq!(both.groups, ["a", "b", "system:authenticated"]);
         let account = read(&[("impersonate-user", "system:serviceaccount:ns:app")]);
         assert!(account.in_group("system:serviceaccounts:ns"));
-        assert_eq!(read(&[("impersonate-user", "system:anonymous")]).groups, ["system:unauthenticated"]);
+        assert_eq!(
+            read(&[("impersonate-user", "system:anonymous")]).groups,
+            ["system:unauthenticated"]
+        );
         assert!(Impersonation::read(&headers(&[("impersonate-group", "a")])).is_err());
         assert_eq!(Impersonation::read(&headers(&[("accept", "a")])), Ok(None));
     }

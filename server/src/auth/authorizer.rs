@@ -20,7 +20,10 @@ pub struct Authorizer {
 impl Authorizer {
     /// `node_rules`: what every node may do (the role `system:node`).
     pub fn new(cache: Arc<Cache>, node_rules: Vec<PolicyRule>) -> Self {
-        Authorizer { rbac: Rbac::new(cache.clone()), node: NodeAuthorizer::new(cache, node_rules) }
+        Authorizer {
+            rbac: Rbac::new(cache.clone()),
+            node: NodeAuthorizer::new(cache, node_rules),
+        }
     }
 
     /// Whether it is allowed.
@@ -78,23 +81,48 @@ impl Authorizer {
     /// # Errors
     /// The message of the `Forbidden` status.
     pub fn may_impersonate(&self, user: &UserInfo, wanted: &Impersonation) -> Result<(), String> {
-        let check = |ask: Attributes<'_>| self.authorize(&ask).map_err(|reason| ask.forbidden(&reason));
+        let check = |ask: Attributes<'_>| {
+            self.authorize(&ask)
+                .map_err(|reason| ask.forbidden(&reason))
+        };
         let ask = |resource| Attributes::resource(user, "impersonate", "", resource);
-        let as_account = wanted.user.strip_prefix("system:serviceaccount:").and_then(|n| n.split_once(':'));
+        let as_account = wanted
+            .user
+            .strip_prefix("system:serviceaccount:")
+            .and_then(|n| n.split_once(':'));
         match as_account {
-            Some((namespace, name)) => check(Attributes { namespace, name, ..ask("serviceaccounts") })?,
-            None => check(Attributes { name: &wanted.user, ..ask("users") })?,
+            Some((namespace, name)) => check(Attributes {
+                namespace,
+                name,
+                ..ask("serviceaccounts")
+            })?,
+            None => check(Attributes {
+                name: &wanted.user,
+                ..ask("users")
+            })?,
         }
         for group in &wanted.groups {
-            check(Attributes { name: group, ..ask("groups") })?;
+            check(Attributes {
+                name: group,
+                ..ask("groups")
+            })?;
         }
         const GROUP: &str = "authentication.k8s.io";
         if !wanted.uid.is_empty() {
-            check(Attributes { name: &wanted.uid, group: GROUP, ..ask("uids") })?;
+            check(Attributes {
+                name: &wanted.uid,
+                group: GROUP,
+                ..ask("uids")
+            })?;
         }
         for (key, values) in &wanted.extra {
             for value in values {
-                check(Attributes { name: value, subresource: key, group: GROUP, ..ask("userextras") })?;
+                check(Attributes {
+                    name: value,
+                    subresource: key,
+                    group: GROUP,
+                    ..ask("userextras")
+                })?;
             }
         }
         Ok(())
@@ -102,8 +130,20 @@ impl Authorizer {
 }
 
 impl Privileges for Authorizer {
-    fn may(&self, user: &UserInfo, verb: &str, group: &str, plural: &str, namespace: &str, name: &str) -> bool {
-        let ask = Attributes { namespace, name, ..Attributes::resource(user, verb, group, plural) };
+    fn may(
+        &self,
+        user: &UserInfo,
+        verb: &str,
+        group: &str,
+        plural: &str,
+        namespace: &str,
+        name: &str,
+    ) -> bool {
+        let ask = Attributes {
+            namespace,
+            name,
+            ..Attributes::resource(user, verb, group, plural)
+        };
         self.authorize(&ask).is_ok()
     }
 
@@ -120,7 +160,10 @@ impl Privileges for Authorizer {
         if missing.is_empty() {
             return Ok(());
         }
-        let mut missing: Vec<String> = rules::join_verbs(missing).iter().map(rules::compact).collect();
+        let mut missing: Vec<String> = rules::join_verbs(missing)
+            .iter()
+            .map(rules::compact)
+            .collect();
         missing.sort();
         let groups: Vec<String> = user.groups.iter().map(|g| format!("{g:?}")).collect();
         Err(format!(

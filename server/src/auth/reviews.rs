@@ -30,14 +30,29 @@ pub fn create(
         "selfsubjectreviews" => json!({"userInfo": user_info(user)}),
         "selfsubjectrulesreviews" => rules_review(authorizer, user, &review, &kind)?,
         "selfsubjectaccessreviews" => access(authorizer, user, &review["spec"], &kind)?,
-        "subjectaccessreviews" => access(authorizer, &subject(&review["spec"], &kind)?, &review["spec"], &kind)?,
+        "subjectaccessreviews" => access(
+            authorizer,
+            &subject(&review["spec"], &kind)?,
+            &review["spec"],
+            &kind,
+        )?,
         "localsubjectaccessreviews" => {
-            let asked = review["spec"]["resourceAttributes"]["namespace"].as_str().unwrap_or_default();
+            let asked = review["spec"]["resourceAttributes"]["namespace"]
+                .as_str()
+                .unwrap_or_default();
             if asked != namespace {
                 let why = format!("must match metadata.namespace: {namespace:?}");
-                return Err(invalid(&kind, FieldError::invalid("spec.resourceAttributes.namespace", asked, why)));
+                return Err(invalid(
+                    &kind,
+                    FieldError::invalid("spec.resourceAttributes.namespace", asked, why),
+                ));
             }
-            access(authorizer, &subject(&review["spec"], &kind)?, &review["spec"], &kind)?
+            access(
+                authorizer,
+                &subject(&review["spec"], &kind)?,
+                &review["spec"],
+                &kind,
+            )?
         }
         _ => return Err(Status::method_not_allowed()),
     };
@@ -70,12 +85,17 @@ fn user_info(user: &UserInfo) -> Value {
     info
 }
 
-fn token_review(tokens: &TokenAuthenticator, review: &Value, kind: &GroupKind) -> Result<Value, Status> {
+fn token_review(
+    tokens: &TokenAuthenticator,
+    review: &Value,
+    kind: &GroupKind,
+) -> Result<Value, Status> {
     let token = review["spec"]["token"].as_str().unwrap_or_default();
     if token.is_empty() {
         return Err(invalid(kind, FieldError::required("spec.token", "")));
     }
-    let audiences: Vec<String> = serde_json::from_value(review["spec"]["audiences"].clone()).unwrap_or_default();
+    let audiences: Vec<String> =
+        serde_json::from_value(review["spec"]["audiences"].clone()).unwrap_or_default();
     Ok(match tokens.authenticate(token, &audiences) {
         Ok((user, matched)) => {
             json!({"authenticated": true, "user": user_info(&user), "audiences": matched})
@@ -101,7 +121,12 @@ fn subject(spec: &Value, kind: &GroupKind) -> Result<UserInfo, Status> {
         let why = "at least one of user or group must be specified";
         return Err(invalid(kind, FieldError::invalid("spec.user", "", why)));
     }
-    Ok(UserInfo { name: subject.user, uid: subject.uid, groups: subject.groups, extra: subject.extra })
+    Ok(UserInfo {
+        name: subject.user,
+        uid: subject.uid,
+        groups: subject.groups,
+        extra: subject.extra,
+    })
 }
 
 #[derive(Deserialize, Default)]
@@ -156,8 +181,14 @@ struct PathAttributes {
 }
 
 /// The status of an access review: whether, and why.
-fn access(authorizer: &Authorizer, user: &UserInfo, spec: &Value, kind: &GroupKind) -> Result<Value, Status> {
-    let broken = |error: serde_json::Error| Status::bad_request(format!("reading the attributes: {error}"));
+fn access(
+    authorizer: &Authorizer,
+    user: &UserInfo,
+    spec: &Value,
+    kind: &GroupKind,
+) -> Result<Value, Status> {
+    let broken =
+        |error: serde_json::Error| Status::bad_request(format!("reading the attributes: {error}"));
     let (resource, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
     let (allowed, reason) = match (resource.is_null(), path.is_null()) {
         (false, true) => {
@@ -169,7 +200,11 @@ fn access(authorizer: &Authorizer, user: &UserInfo, spec: &Value, kind: &GroupKi
                 verb: &r.verb,
                 group: &r.group,
                 version: &r.version,
-                resource: if r.resource.is_empty() { "*" } else { &r.resource },
+                resource: if r.resource.is_empty() {
+                    "*"
+                } else {
+                    &r.resource
+                },
                 subresource: &r.subresource,
                 namespace: &r.namespace,
                 name: &r.name,
@@ -182,12 +217,19 @@ fn access(authorizer: &Authorizer, user: &UserInfo, spec: &Value, kind: &GroupKi
             authorizer.explain(&Attributes::path(user, &p.verb, &p.path))
         }
         (true, true) => {
-            let why = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
-            return Err(invalid(kind, FieldError::invalid("spec.resourceAttributes", Value::Null, why)));
+            let why =
+                "exactly one of nonResourceAttributes or resourceAttributes must be specified";
+            return Err(invalid(
+                kind,
+                FieldError::invalid("spec.resourceAttributes", Value::Null, why),
+            ));
         }
         (false, false) => {
             let why = "cannot be specified in combination with resourceAttributes";
-            return Err(invalid(kind, FieldError::invalid("spec.nonResourceAttributes", path.clone(), why)));
+            return Err(invalid(
+                kind,
+                FieldError::invalid("spec.nonResourceAttributes", path.clone(), why),
+            ));
         }
     };
     let mut status = json!({"allowed": allowed});
@@ -198,14 +240,27 @@ fn access(authorizer: &Authorizer, user: &UserInfo, spec: &Value, kind: &GroupKi
 }
 
 /// What the caller may do in a namespace: `kubectl auth can-i --list`.
-fn rules_review(authorizer: &Authorizer, user: &UserInfo, review: &Value, kind: &GroupKind) -> Result<Value, Status> {
+fn rules_review(
+    authorizer: &Authorizer,
+    user: &UserInfo,
+    review: &Value,
+    kind: &GroupKind,
+) -> Result<Value, Status> {
     let namespace = review["spec"]["namespace"].as_str().unwrap_or_default();
     if namespace.is_empty() {
-        return Err(invalid(kind, FieldError::required("spec.namespace", "no namespace on request")));
+        return Err(invalid(
+            kind,
+            FieldError::required("spec.namespace", "no namespace on request"),
+        ));
     }
     let (mut resources, mut paths) = (Vec::new(), Vec::new());
-    for PolicyRule { verbs, api_groups, resources: of, resource_names, non_resource_urls } in
-        authorizer.rules_for(user, namespace)
+    for PolicyRule {
+        verbs,
+        api_groups,
+        resources: of,
+        resource_names,
+        non_resource_urls,
+    } in authorizer.rules_for(user, namespace)
     {
         if let Some(urls) = non_resource_urls.filter(|urls| !urls.is_empty()) {
             paths.push(json!({"verbs": verbs, "nonResourceURLs": urls}));

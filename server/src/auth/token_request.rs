@@ -51,7 +51,9 @@ pub fn create(
     let spec: Spec = match request.get("spec") {
         None | Some(Value::Null) => Spec::default(),
         Some(spec) => serde_json::from_value(spec.clone()).map_err(|error| {
-            Status::bad_request(format!("TokenRequest in version \"v1\" cannot be handled as a TokenRequest: {error}"))
+            Status::bad_request(format!(
+                "TokenRequest in version \"v1\" cannot be handled as a TokenRequest: {error}"
+            ))
         })?,
     };
     let accounts = GroupResource::new("", "serviceaccounts");
@@ -67,11 +69,23 @@ pub fn create(
     };
     let bound = spec.bound_object_ref;
     let now = Timestamp::now().as_second();
-    let own = BoundRef { name: name.to_owned(), uid: account.meta.uid.to_string() };
+    let own = BoundRef {
+        name: name.to_owned(),
+        uid: account.meta.uid.to_string(),
+    };
     let for_us = audiences.iter().any(|a| tokens.api_audiences.contains(a));
-    let extended = seconds == DEFAULT_VOLUME_SECONDS && for_us && bound.as_ref().is_some_and(|b| b.kind == "Pod");
+    let extended = seconds == DEFAULT_VOLUME_SECONDS
+        && for_us
+        && bound.as_ref().is_some_and(|b| b.kind == "Pod");
     let lifetime = if extended { EXTENDED_SECONDS } else { seconds };
-    let mut claims = Claims::new(&tokens.issuer, audiences.clone(), namespace, own, now, lifetime);
+    let mut claims = Claims::new(
+        &tokens.issuer,
+        audiences.clone(),
+        namespace,
+        own,
+        now,
+        lifetime,
+    );
     if extended {
         claims.kubernetes.warnafter = Some(now + seconds);
     }
@@ -81,7 +95,10 @@ pub fn create(
     let token = if dry_run {
         String::new()
     } else {
-        tokens.keys().sign(&claims).map_err(Status::internal_error)?
+        tokens
+            .keys()
+            .sign(&claims)
+            .map_err(Status::internal_error)?
     };
     let expires = Timestamp::from_second(now + seconds).unwrap_or(Timestamp::MAX);
     request["kind"] = "TokenRequest".into();
@@ -107,7 +124,11 @@ fn check_seconds(seconds: i64) -> Result<(), Status> {
         return Ok(());
     };
     let error = FieldError::invalid("spec.expirationSeconds", seconds, why);
-    Err(Status::invalid(&GroupKind::new("authentication.k8s.io", "TokenRequest"), "", &[error]))
+    Err(Status::invalid(
+        &GroupKind::new("authentication.k8s.io", "TokenRequest"),
+        "",
+        &[error],
+    ))
 }
 
 /// Adds what the token is bound to.
@@ -135,7 +156,9 @@ fn bind(claims: &mut Claims, cache: &Cache, namespace: &str, bound: &Bound) -> R
         "Pod" => {
             let pod = find("pods", namespace)?;
             let value = pod.value();
-            let account = value["spec"]["serviceAccountName"].as_str().unwrap_or_default();
+            let account = value["spec"]["serviceAccountName"]
+                .as_str()
+                .unwrap_or_default();
             if account != claims.kubernetes.serviceaccount.name {
                 return Err(Status::bad_request(format!(
                     "cannot bind token for serviceaccount {:?} to pod running with different serviceaccount name.",
@@ -144,8 +167,14 @@ fn bind(claims: &mut Claims, cache: &Cache, namespace: &str, bound: &Bound) -> R
             }
             claims.kubernetes.pod = Some(reference(&pod));
             if let Some(node) = value["spec"]["nodeName"].as_str().filter(|n| !n.is_empty()) {
-                let uid = cache.table("nodes").and_then(|t| t.get("", node)).map(|n| n.meta.uid.to_string());
-                claims.kubernetes.node = Some(BoundRef { name: node.to_owned(), uid: uid.unwrap_or_default() });
+                let uid = cache
+                    .table("nodes")
+                    .and_then(|t| t.get("", node))
+                    .map(|n| n.meta.uid.to_string());
+                claims.kubernetes.node = Some(BoundRef {
+                    name: node.to_owned(),
+                    uid: uid.unwrap_or_default(),
+                });
             }
         }
         "Secret" => claims.kubernetes.secret = Some(reference(&*find("secrets", namespace)?)),
@@ -183,8 +212,15 @@ mod tests {
             let keys = TokenKeys::load(&amphipod_api::pki::generate_key().unwrap()).unwrap();
             let issuer = "https://kubernetes.default.svc.cluster.local".to_owned();
             let tokens = TokenAuthenticator::new(Arc::new(keys), cache.clone(), issuer);
-            let mut world = World { cache, tokens, revision: 0 };
-            world.put("serviceaccounts", json!({"metadata": {"name": "app", "namespace": "a", "uid": "sa-1"}}));
+            let mut world = World {
+                cache,
+                tokens,
+                revision: 0,
+            };
+            world.put(
+                "serviceaccounts",
+                json!({"metadata": {"name": "app", "namespace": "a", "uid": "sa-1"}}),
+            );
             world.put(
                 "pods",
                 json!({"metadata": {"name": "web", "namespace": "a", "uid": "pod-1"},
@@ -205,11 +241,22 @@ mod tests {
 
         fn apply(&mut self, key: Key, value: Option<Bytes>) {
             self.revision += 1;
-            self.cache.apply(&[Record { revision: self.revision, key, value }]);
+            self.cache.apply(&[Record {
+                revision: self.revision,
+                key,
+                value,
+            }]);
         }
 
         fn request(&self, spec: Value) -> Result<Value, Status> {
-            create(&self.tokens, &self.cache, "a", "app", json!({"spec": spec}), false)
+            create(
+                &self.tokens,
+                &self.cache,
+                "a",
+                "app",
+                json!({"spec": spec}),
+                false,
+            )
         }
 
         fn user(&self, answer: &Value) -> Result<super::super::UserInfo, String> {
@@ -232,13 +279,28 @@ mod tests {
     #[test]
     fn a_token_dies_with_its_pod_and_with_its_account() {
         let mut world = World::new();
-        let bound = world.request(json!({"boundObjectRef": {"kind": "Pod", "apiVersion": "v1", "name": "web"}})).unwrap();
+        let bound = world
+            .request(json!({"boundObjectRef": {"kind": "Pod", "apiVersion": "v1", "name": "web"}}))
+            .unwrap();
         let free = world.request(json!({})).unwrap();
         world.apply(Key::new("pods", "a", "web"), None);
-        assert!(world.user(&bound).unwrap_err().contains("its pod \"web\" is gone"));
+        assert!(
+            world
+                .user(&bound)
+                .unwrap_err()
+                .contains("its pod \"web\" is gone")
+        );
         assert!(world.user(&free).is_ok());
-        world.put("serviceaccounts", json!({"metadata": {"name": "app", "namespace": "a", "uid": "sa-2"}}));
-        assert!(world.user(&free).unwrap_err().contains("its service account"));
+        world.put(
+            "serviceaccounts",
+            json!({"metadata": {"name": "app", "namespace": "a", "uid": "sa-2"}}),
+        );
+        assert!(
+            world
+                .user(&free)
+                .unwrap_err()
+                .contains("its service account")
+        );
     }
 
     #[test]
@@ -247,18 +309,41 @@ mod tests {
         let answer = world.request(json!({"audiences": ["vault"]})).unwrap();
         assert!(world.user(&answer).is_err());
         let token = answer["status"]["token"].as_str().unwrap();
-        let (_, matched) = world.tokens.authenticate(token, &["vault".to_owned(), "x".to_owned()]).unwrap();
+        let (_, matched) = world
+            .tokens
+            .authenticate(token, &["vault".to_owned(), "x".to_owned()])
+            .unwrap();
         assert_eq!(matched, ["vault"]);
     }
 
     #[test]
     fn requests_that_do_not_fit_are_refused() {
         let world = World::new();
-        assert_eq!(world.request(json!({"expirationSeconds": 5})).unwrap_err().code, 422);
-        let other = world.request(json!({"boundObjectRef": {"kind": "Pod", "name": "web", "uid": "x"}})).unwrap_err();
+        assert_eq!(
+            world
+                .request(json!({"expirationSeconds": 5}))
+                .unwrap_err()
+                .code,
+            422
+        );
+        let other = world
+            .request(json!({"boundObjectRef": {"kind": "Pod", "name": "web", "uid": "x"}}))
+            .unwrap_err();
         assert_eq!(other.code, 409);
-        assert_eq!(world.request(json!({"boundObjectRef": {"kind": "Pod", "name": "no"}})).unwrap_err().code, 404);
-        assert_eq!(world.request(json!({"boundObjectRef": {"kind": "Chair", "name": "no"}})).unwrap_err().code, 400);
+        assert_eq!(
+            world
+                .request(json!({"boundObjectRef": {"kind": "Pod", "name": "no"}}))
+                .unwrap_err()
+                .code,
+            404
+        );
+        assert_eq!(
+            world
+                .request(json!({"boundObjectRef": {"kind": "Chair", "name": "no"}}))
+                .unwrap_err()
+                .code,
+            400
+        );
     }
 
     #[test]
@@ -268,10 +353,21 @@ mod tests {
             .request(json!({"expirationSeconds": 3607, "boundObjectRef": {"kind": "Pod", "name": "web"}}))
             .unwrap();
         let token = answer["status"]["token"].as_str().unwrap();
-        let claims = world.tokens.keys().verify(token, &world.tokens.issuer, &[], 0).err();
-        assert_eq!(claims.unwrap().to_string(), "service account token is not valid yet");
+        let claims = world
+            .tokens
+            .keys()
+            .verify(token, &world.tokens.issuer, &[], 0)
+            .err();
+        assert_eq!(
+            claims.unwrap().to_string(),
+            "service account token is not valid yet"
+        );
         let later = Timestamp::now().as_second() + 24 * 3600;
-        let claims = world.tokens.keys().verify(token, &world.tokens.issuer, &[], later).unwrap();
+        let claims = world
+            .tokens
+            .keys()
+            .verify(token, &world.tokens.issuer, &[], later)
+            .unwrap();
         assert_eq!(claims.exp - claims.iat, EXTENDED_SECONDS);
     }
 }

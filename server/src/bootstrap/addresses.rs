@@ -24,7 +24,10 @@ pub fn advertised(config: &ServerConfig) -> IpAddr {
 fn default_route_address() -> Option<IpAddr> {
     let anywhere: [(&str, SocketAddr); 2] = [
         ("0.0.0.0:0", SocketAddr::from(([192, 0, 2, 1], 9))),
-        ("[::]:0", SocketAddr::from((Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 9))),
+        (
+            "[::]:0",
+            SocketAddr::from((Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 9)),
+        ),
     ];
     anywhere.into_iter().find_map(|(local, remote)| {
         let socket = UdpSocket::bind(local).ok()?;
@@ -35,10 +38,14 @@ fn default_route_address() -> Option<IpAddr> {
 
 /// Addresses of this host's interfaces, without loopback, link-local ones and those of the pod network.
 fn interface_addresses(config: &ServerConfig) -> Vec<IpAddr> {
-    let Ok(interfaces) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
+    let Ok(interfaces) = nix::ifaddrs::getifaddrs() else {
+        return Vec::new();
+    };
     let mut found = Vec::new();
     for interface in interfaces {
-        let Some(address) = interface.address else { continue };
+        let Some(address) = interface.address else {
+            continue;
+        };
         let ip = match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
             (Some(v4), _) => IpAddr::V4(v4.ip()),
             (_, Some(v6)) => IpAddr::V6(v6.ip()),
@@ -57,17 +64,22 @@ fn interface_addresses(config: &ServerConfig) -> Vec<IpAddr> {
 }
 
 fn in_ranges(ip: IpAddr, cidrs: &[String]) -> bool {
-    cidrs.iter().filter_map(|cidr| parse_cidr(cidr)).any(|(net, prefix)| match (ip, net) {
-        (IpAddr::V4(ip), IpAddr::V4(net)) => {
-            let shift = 32 - u32::from(prefix.min(32));
-            ip.to_bits().checked_shr(shift).unwrap_or(0) == net.to_bits().checked_shr(shift).unwrap_or(0)
-        }
-        (IpAddr::V6(ip), IpAddr::V6(net)) => {
-            let shift = 128 - u32::from(prefix.min(128));
-            ip.to_bits().checked_shr(shift).unwrap_or(0) == net.to_bits().checked_shr(shift).unwrap_or(0)
-        }
-        _ => false,
-    })
+    cidrs
+        .iter()
+        .filter_map(|cidr| parse_cidr(cidr))
+        .any(|(net, prefix)| match (ip, net) {
+            (IpAddr::V4(ip), IpAddr::V4(net)) => {
+                let shift = 32 - u32::from(prefix.min(32));
+                ip.to_bits().checked_shr(shift).unwrap_or(0)
+                    == net.to_bits().checked_shr(shift).unwrap_or(0)
+            }
+            (IpAddr::V6(ip), IpAddr::V6(net)) => {
+                let shift = 128 - u32::from(prefix.min(128));
+                ip.to_bits().checked_shr(shift).unwrap_or(0)
+                    == net.to_bits().checked_shr(shift).unwrap_or(0)
+            }
+            _ => false,
+        })
 }
 
 /// The `n`th address of a range.
@@ -75,17 +87,22 @@ fn in_ranges(ip: IpAddr, cidrs: &[String]) -> bool {
 /// # Errors
 /// The range is none, or too small.
 pub fn nth(cidr: &str, n: u8) -> anyhow::Result<IpAddr> {
-    let (net, prefix) = parse_cidr(cidr).with_context(|| format!("{cidr:?} is not a range of addresses like 10.43.0.0/16"))?;
+    let (net, prefix) = parse_cidr(cidr)
+        .with_context(|| format!("{cidr:?} is not a range of addresses like 10.43.0.0/16"))?;
     match net {
         IpAddr::V4(net) => {
             anyhow::ensure!(prefix <= 28, "the range {cidr} is too small");
             let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
-            Ok(IpAddr::V4(Ipv4Addr::from_bits((net.to_bits() & mask) + u32::from(n))))
+            Ok(IpAddr::V4(Ipv4Addr::from_bits(
+                (net.to_bits() & mask) + u32::from(n),
+            )))
         }
         IpAddr::V6(net) => {
             anyhow::ensure!(prefix <= 124, "the range {cidr} is too small");
             let mask = u128::MAX.checked_shl(128 - u32::from(prefix)).unwrap_or(0);
-            Ok(IpAddr::V6(Ipv6Addr::from_bits((net.to_bits() & mask) + u128::from(n))))
+            Ok(IpAddr::V6(Ipv6Addr::from_bits(
+                (net.to_bits() & mask) + u128::from(n),
+            )))
         }
     }
 }
@@ -95,13 +112,22 @@ pub fn nth(cidr: &str, n: u8) -> anyhow::Result<IpAddr> {
 /// # Errors
 /// A service range that is none.
 pub fn serving_names(config: &ServerConfig, advertised: IpAddr) -> anyhow::Result<Vec<String>> {
-    let mut names: Vec<String> = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost"]
-        .iter()
-        .map(|n| (*n).to_owned())
-        .collect();
+    let mut names: Vec<String> = [
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+        "localhost",
+    ]
+    .iter()
+    .map(|n| (*n).to_owned())
+    .collect();
     names.push(format!("kubernetes.default.svc.{}", config.cluster_domain));
     names.extend(config.node_name.clone());
-    names.extend(["127.0.0.1".to_owned(), "::1".to_owned(), advertised.to_string()]);
+    names.extend([
+        "127.0.0.1".to_owned(),
+        "::1".to_owned(),
+        advertised.to_string(),
+    ]);
     for cidr in &config.service_cidrs {
         names.push(nth(cidr, 1)?.to_string());
     }
@@ -136,16 +162,33 @@ mod tests {
 
     #[test]
     fn the_certificate_names_what_clients_call() {
-        let config = ServerConfig { node_name: Some("box".to_owned()), extra_sans: vec!["api.example".to_owned()], ..ServerConfig::default() };
+        let config = ServerConfig {
+            node_name: Some("box".to_owned()),
+            extra_sans: vec!["api.example".to_owned()],
+            ..ServerConfig::default()
+        };
         let names = serving_names(&config, IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7))).unwrap();
-        for name in ["kubernetes.default.svc.cluster.local", "10.43.0.1", "127.0.0.1", "192.0.2.7", "box", "api.example"] {
+        for name in [
+            "kubernetes.default.svc.cluster.local",
+            "10.43.0.1",
+            "127.0.0.1",
+            "192.0.2.7",
+            "box",
+            "api.example",
+        ] {
             assert!(names.iter().any(|n| n == name), "{name} in {names:?}");
         }
     }
 
     #[test]
     fn addresses_of_pods_are_not_the_servers() {
-        assert!(in_ranges("10.42.0.1".parse().unwrap(), &["10.42.0.0/16".to_owned()]));
-        assert!(!in_ranges("10.43.0.1".parse().unwrap(), &["10.42.0.0/16".to_owned()]));
+        assert!(in_ranges(
+            "10.42.0.1".parse().unwrap(),
+            &["10.42.0.0/16".to_owned()]
+        ));
+        assert!(!in_ranges(
+            "10.43.0.1".parse().unwrap(),
+            &["10.42.0.0/16".to_owned()]
+        ));
     }
 }

@@ -12,6 +12,9 @@ use k8s_openapi::api::rbac::v1::PolicyRule;
 /// What every node may do: the rules of the role `system:node`.
 pub fn node_rules() -> Vec<PolicyRule> {
     let policy = default_policy();
-    let role = policy.iter().find(|o| o.plural == "clusterroles" && o.name == "system:node");
-    role.and_then(|role| serde_json::from_value(role.object["rules"].clone()).ok()).unwrap_or_default()
+    let role = policy
+        .iter()
+        .find(|o| o.plural == "clusterroles" && o.name == "system:node");
+    role.and_then(|role| serde_json::from_value(role.object["rules"].clone()).ok())
+        .unwrap_or_default()
 }

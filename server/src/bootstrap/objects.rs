@@ -40,14 +40,43 @@ pub async fn ensure(registry: &Registry, facts: &Facts) -> Result<(), Status> {
     let roles = policy::objects().into_iter().map(|default| {
         let resource = format!("{}.rbac.authorization.k8s.io", default.plural);
         let user = &user;
-        async move { keep(registry, user, &resource, &default.namespace, default.object, mend_rbac).await }
+        async move {
+            keep(
+                registry,
+                user,
+                &resource,
+                &default.namespace,
+                default.object,
+                mend_rbac,
+            )
+            .await
+        }
     });
     let priorities = priority_classes().map(|object| {
-        keep(registry, &user, "priorityclasses.scheduling.k8s.io", "", object, |_, _| false)
+        keep(
+            registry,
+            &user,
+            "priorityclasses.scheduling.k8s.io",
+            "",
+            object,
+            |_, _| false,
+        )
     });
     let service = kubernetes_service(registry, &user, facts);
-    let trust = keep(registry, &user, "configmaps", "kube-system", authentication(facts), mend_data);
-    tokio::try_join!(try_join_all(roles), try_join_all(priorities), service, trust)?;
+    let trust = keep(
+        registry,
+        &user,
+        "configmaps",
+        "kube-system",
+        authentication(facts),
+        mend_data,
+    );
+    tokio::try_join!(
+        try_join_all(roles),
+        try_join_all(priorities),
+        service,
+        trust
+    )?;
     Ok(())
 }
 
@@ -61,7 +90,9 @@ async fn keep(
     wanted: Value,
     mend: impl Fn(&mut Value, &Value) -> bool + Send + Sync,
 ) -> Result<(), Status> {
-    let Ok(cx) = registry.context(user, resource, namespace) else { return Ok(()) };
+    let Ok(cx) = registry.context(user, resource, namespace) else {
+        return Ok(());
+    };
     let name = meta::name(&wanted).to_owned();
     let Some(stored) = registry.table(&cx.descriptor).get(namespace, &name) else {
         return match registry.create(&cx, wanted.into()).await {
@@ -82,14 +113,17 @@ async fn keep(
 
 /// Adds what a default role or binding lacks. What an administrator added stays; `autoupdate: "false"` opts out.
 fn mend_rbac(object: &mut Value, wanted: &Value) -> bool {
-    let opted_out = meta::annotation(object, "rbac.authorization.kubernetes.io/autoupdate") == Some("false");
+    let opted_out =
+        meta::annotation(object, "rbac.authorization.kubernetes.io/autoupdate") == Some("false");
     // The rules of aggregated roles are kept by the aggregation.
     if opted_out || wanted.get("aggregationRule").is_some() {
         return false;
     }
     let mut changed = false;
     if let Some(rules) = wanted.get("rules") {
-        let read = |value: &Value| serde_json::from_value::<Vec<PolicyRule>>(value.clone()).unwrap_or_default();
+        let read = |value: &Value| {
+            serde_json::from_value::<Vec<PolicyRule>>(value.clone()).unwrap_or_default()
+        };
         let held = read(&object["rules"]);
         let missing: Vec<Value> = rules
             .as_array()
@@ -105,8 +139,13 @@ fn mend_rbac(object: &mut Value, wanted: &Value) -> bool {
     }
     if let Some(subjects) = wanted.get("subjects") {
         let have = object["subjects"].as_array().cloned().unwrap_or_default();
-        let missing: Vec<Value> =
-            subjects.as_array().into_iter().flatten().filter(|s| !have.contains(s)).cloned().collect();
+        let missing: Vec<Value> = subjects
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|s| !have.contains(s))
+            .cloned()
+            .collect();
         if !missing.is_empty() {
             changed = true;
             append(&mut object["subjects"], missing);
@@ -160,7 +199,11 @@ fn authentication(facts: &Facts) -> Value {
 }
 
 /// The service by which pods reach the API, and its endpoint, which no controller keeps.
-async fn kubernetes_service(registry: &Registry, user: &Arc<UserInfo>, facts: &Facts) -> Result<(), Status> {
+async fn kubernetes_service(
+    registry: &Registry,
+    user: &Arc<UserInfo>,
+    facts: &Facts,
+) -> Result<(), Status> {
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
     let port = facts.endpoint.port();
     let service = json!({
@@ -214,8 +257,22 @@ async fn kubernetes_service(registry: &Registry, user: &Arc<UserInfo>, facts: &F
         return Ok(());
     }
     tokio::try_join!(
-        keep(registry, user, "endpoints", "default", endpoints, mend_subsets),
-        keep(registry, user, "endpointslices.discovery.k8s.io", "default", slice, mend_slice),
+        keep(
+            registry,
+            user,
+            "endpoints",
+            "default",
+            endpoints,
+            mend_subsets
+        ),
+        keep(
+            registry,
+            user,
+            "endpointslices.discovery.k8s.io",
+            "default",
+            slice,
+            mend_slice
+        ),
     )?;
     Ok(())
 }
@@ -226,7 +283,8 @@ mod tests {
 
     #[test]
     fn a_default_role_gets_back_what_it_lost_and_keeps_what_was_added() {
-        let wanted = json!({"rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]}]});
+        let wanted =
+            json!({"rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]}]});
         let added = json!({"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]});
         let mut object = json!({"rules": [added]});
         assert!(mend_rbac(&mut object, &wanted));

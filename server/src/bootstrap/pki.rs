@@ -7,7 +7,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use amphipod_api::files::{self, PRIVATE, PUBLIC};
 use amphipod_api::jwt::TokenKeys;
-use amphipod_api::pki::{Ca, CertInfo, Grant, Identity, LEAF_LIFETIME, create_request, generate_key};
+use amphipod_api::pki::{
+    Ca, CertInfo, Grant, Identity, LEAF_LIFETIME, create_request, generate_key,
+};
 use amphipod_api::{kubeconfig, tls};
 use anyhow::{Context, anyhow};
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -37,7 +39,12 @@ pub struct Serving(RwLock<Arc<CertifiedKey>>);
 
 impl ResolvesServerCert for Serving {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.read().unwrap_or_else(PoisonError::into_inner).clone())
+        Some(
+            self.0
+                .read()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
+        )
     }
 }
 
@@ -67,18 +74,31 @@ impl Pki {
                 key
             }
         };
-        let serving = ensure(&dir, "apiserver", |old| covers(old, &sans), || {
-            ca.issue_server("kube-apiserver", &sans, LEAF_LIFETIME)
-        })?;
-        let admin = ensure(&dir, "admin", |_| true, || ca.issue_client(ADMIN, &[MASTERS], LEAF_LIFETIME))?;
-        let kubelet_client = ensure(&dir, "kubelet-client", |_| true, || {
-            ca.issue_client(KUBELET_CLIENT, &[MASTERS], LEAF_LIFETIME)
-        })?;
+        let serving = ensure(
+            &dir,
+            "apiserver",
+            |old| covers(old, &sans),
+            || ca.issue_server("kube-apiserver", &sans, LEAF_LIFETIME),
+        )?;
+        let admin = ensure(
+            &dir,
+            "admin",
+            |_| true,
+            || ca.issue_client(ADMIN, &[MASTERS], LEAF_LIFETIME),
+        )?;
+        let kubelet_client = ensure(
+            &dir,
+            "kubelet-client",
+            |_| true,
+            || ca.issue_client(KUBELET_CLIENT, &[MASTERS], LEAF_LIFETIME),
+        )?;
         let key = tls::certified_key(serving.cert_pem.as_bytes(), serving.key_pem.as_bytes())?;
         Ok(Pki {
             ca,
             sans,
-            token_keys: Arc::new(TokenKeys::load(&sa_key).context("reading the service account key")?),
+            token_keys: Arc::new(
+                TokenKeys::load(&sa_key).context("reading the service account key")?,
+            ),
             admin,
             kubelet_client: RwLock::new(Arc::new(kubelet_client)),
             serving: Arc::new(Serving(RwLock::new(Arc::new(key)))),
@@ -91,16 +111,40 @@ impl Pki {
     /// # Errors
     /// As [`Pki::open`].
     pub fn renew(&self) -> anyhow::Result<()> {
-        let serving = ensure(&self.dir, "apiserver", |old| covers(old, &self.sans), || {
-            self.ca.issue_server("kube-apiserver", &self.sans, LEAF_LIFETIME)
-        })?;
+        let serving = ensure(
+            &self.dir,
+            "apiserver",
+            |old| covers(old, &self.sans),
+            || {
+                self.ca
+                    .issue_server("kube-apiserver", &self.sans, LEAF_LIFETIME)
+            },
+        )?;
         let key = tls::certified_key(serving.cert_pem.as_bytes(), serving.key_pem.as_bytes())?;
-        *self.serving.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(key);
-        ensure(&self.dir, "admin", |_| true, || self.ca.issue_client(ADMIN, &[MASTERS], LEAF_LIFETIME))?;
-        let kubelet_client = ensure(&self.dir, "kubelet-client", |_| true, || {
-            self.ca.issue_client(KUBELET_CLIENT, &[MASTERS], LEAF_LIFETIME)
-        })?;
-        *self.kubelet_client.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(kubelet_client);
+        *self
+            .serving
+            .0
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = Arc::new(key);
+        ensure(
+            &self.dir,
+            "admin",
+            |_| true,
+            || self.ca.issue_client(ADMIN, &[MASTERS], LEAF_LIFETIME),
+        )?;
+        let kubelet_client = ensure(
+            &self.dir,
+            "kubelet-client",
+            |_| true,
+            || {
+                self.ca
+                    .issue_client(KUBELET_CLIENT, &[MASTERS], LEAF_LIFETIME)
+            },
+        )?;
+        *self
+            .kubelet_client
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = Arc::new(kubelet_client);
         Ok(())
     }
 
@@ -111,7 +155,10 @@ impl Pki {
 
     /// The identity for calls to agents, as of now.
     pub fn kubelet_client(&self) -> Arc<Identity> {
-        self.kubelet_client.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.kubelet_client
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// The identity of the agent on this box, as client and as server of the node API.
@@ -120,7 +167,11 @@ impl Pki {
     /// A name that is none, or a directory that cannot be written.
     pub fn node(&self, name: &str) -> anyhow::Result<Identity> {
         let user = format!("system:node:{name}");
-        let sans = [name.to_owned(), "localhost".to_owned(), "127.0.0.1".to_owned()];
+        let sans = [
+            name.to_owned(),
+            "localhost".to_owned(),
+            "127.0.0.1".to_owned(),
+        ];
         let fits = |old: &CertInfo| old.common_name == user && covers(old, &sans);
         ensure(&self.dir, "node", fits, || {
             let key_pem = generate_key()?;
@@ -133,7 +184,10 @@ impl Pki {
                 client: true,
                 lifetime: LEAF_LIFETIME,
             };
-            Ok(Identity { cert_pem: self.ca.sign_request(&request, &grant)?, key_pem })
+            Ok(Identity {
+                cert_pem: self.ca.sign_request(&request, &grant)?,
+                key_pem,
+            })
         })
     }
 
@@ -182,13 +236,20 @@ fn covers(info: &CertInfo, sans: &[String]) -> bool {
 }
 
 fn load(dir: &Path, name: &str) -> anyhow::Result<Option<Identity>> {
-    let (cert, key) = (dir.join(format!("{name}.crt")), dir.join(format!("{name}.key")));
-    let cert_pem = files::read_optional(&cert, 256 << 10).with_context(|| format!("reading {}", cert.display()))?;
-    let key_pem = files::read_optional(&key, 64 << 10).with_context(|| format!("reading {}", key.display()))?;
+    let (cert, key) = (
+        dir.join(format!("{name}.crt")),
+        dir.join(format!("{name}.key")),
+    );
+    let cert_pem = files::read_optional(&cert, 256 << 10)
+        .with_context(|| format!("reading {}", cert.display()))?;
+    let key_pem = files::read_optional(&key, 64 << 10)
+        .with_context(|| format!("reading {}", key.display()))?;
     match (cert_pem, key_pem) {
         (Some(cert_pem), Some(key_pem)) => Ok(Some(Identity {
-            cert_pem: String::from_utf8(cert_pem).with_context(|| format!("{} is not PEM", cert.display()))?,
-            key_pem: String::from_utf8(key_pem).with_context(|| format!("{} is not PEM", key.display()))?,
+            cert_pem: String::from_utf8(cert_pem)
+                .with_context(|| format!("{} is not PEM", cert.display()))?,
+            key_pem: String::from_utf8(key_pem)
+                .with_context(|| format!("{} is not PEM", key.display()))?,
         })),
         // The key is written first: a certificate without its key was not written by us.
         (Some(_), None) if name == "ca" => Err(anyhow!(
@@ -201,7 +262,10 @@ fn load(dir: &Path, name: &str) -> anyhow::Result<Option<Identity>> {
 }
 
 fn save(dir: &Path, name: &str, identity: &Identity) -> anyhow::Result<()> {
-    let (cert, key) = (dir.join(format!("{name}.crt")), dir.join(format!("{name}.key")));
+    let (cert, key) = (
+        dir.join(format!("{name}.crt")),
+        dir.join(format!("{name}.key")),
+    );
     files::write_atomic(&key, identity.key_pem.as_bytes(), PRIVATE)
         .with_context(|| format!("writing {}", key.display()))?;
     files::write_atomic(&cert, identity.cert_pem.as_bytes(), PUBLIC)
@@ -231,10 +295,26 @@ mod tests {
     fn keys_survive_a_restart_and_nothing_is_rewritten() {
         let dir = tempfile::tempdir().unwrap();
         let first = Pki::open(dir.path(), sans(&["kubernetes", "127.0.0.1"])).unwrap();
-        let time = |name: &str| fs::metadata(dir.path().join("pki").join(name)).unwrap().modified().unwrap();
-        let before = (time("ca.crt"), time("apiserver.crt"), time("service-account.key"));
+        let time = |name: &str| {
+            fs::metadata(dir.path().join("pki").join(name))
+                .unwrap()
+                .modified()
+                .unwrap()
+        };
+        let before = (
+            time("ca.crt"),
+            time("apiserver.crt"),
+            time("service-account.key"),
+        );
         let second = Pki::open(dir.path(), sans(&["kubernetes", "127.0.0.1"])).unwrap();
-        assert_eq!(before, (time("ca.crt"), time("apiserver.crt"), time("service-account.key")));
+        assert_eq!(
+            before,
+            (
+                time("ca.crt"),
+                time("apiserver.crt"),
+                time("service-account.key")
+            )
+        );
         assert_eq!(first.ca_pem(), second.ca_pem());
         assert_eq!(first.token_keys.key_id(), second.token_keys.key_id());
         assert_eq!(first.admin.cert_pem, second.admin.cert_pem);
@@ -243,7 +323,10 @@ mod tests {
     #[test]
     fn a_new_address_gets_a_new_serving_certificate() {
         let dir = tempfile::tempdir().unwrap();
-        let read = || CertInfo::from_pem(&fs::read_to_string(dir.path().join("pki/apiserver.crt")).unwrap()).unwrap();
+        let read = || {
+            CertInfo::from_pem(&fs::read_to_string(dir.path().join("pki/apiserver.crt")).unwrap())
+                .unwrap()
+        };
         Pki::open(dir.path(), sans(&["kubernetes"])).unwrap();
         assert!(!read().sans.contains(&"10.0.0.1".to_owned()));
         Pki::open(dir.path(), sans(&["kubernetes", "10.0.0.1"])).unwrap();
@@ -255,7 +338,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         Pki::open(dir.path(), sans(&["a"])).unwrap();
         fs::remove_file(dir.path().join("pki/ca.key")).unwrap();
-        let error = Pki::open(dir.path(), sans(&["a"])).err().unwrap().to_string();
+        let error = Pki::open(dir.path(), sans(&["a"]))
+            .err()
+            .unwrap()
+            .to_string();
         assert!(error.contains("restore the key"), "{error}");
     }
 }

@@ -193,12 +193,15 @@ fn aggregate(objects: &mut [DefaultObject]) {
         else {
             continue;
         };
+        // By name, as the aggregation of the running server goes through them: it then finds nothing to change.
+        let mut others: Vec<&DefaultObject> = objects
+            .iter()
+            .filter(|o| o.plural == "clusterroles" && o.name != name)
+            .collect();
+        others.sort_by_key(|o| &o.name);
         let rules = crate::auth::rbac::aggregation::rules_of(
             &objects[at].object,
-            objects
-                .iter()
-                .filter(|o| o.plural == "clusterroles" && o.name != name)
-                .map(|o| &o.object),
+            others.iter().map(|o| &o.object),
         );
         objects[at].object["rules"] = rules;
     }

@@ -95,21 +95,30 @@ impl App {
             Err(message) => Err(Status::bad_request(message)),
             Ok(info) => {
                 verb = info.verb;
-                self.clone().answer(certificate, info, query, head, body).await
+                self.clone()
+                    .answer(certificate, info, query, head, body)
+                    .await
             }
         };
         let mut response = answer.unwrap_or_else(|status| respond::status(fallback, &status));
         response.headers_mut().insert(AUDIT_ID.clone(), audit_id);
-        self.metrics.request(verb, response.status(), started.elapsed());
+        self.metrics
+            .request(verb, response.status(), started.elapsed());
         if method == Method::HEAD {
             let length = response.body().length();
             *response.body_mut() = Body::Empty;
             if let Some(length) = length {
-                response.headers_mut().insert(http::header::CONTENT_LENGTH, length.into());
+                response
+                    .headers_mut()
+                    .insert(http::header::CONTENT_LENGTH, length.into());
             }
             return response;
         }
-        if gzip { compress::maybe(response) } else { response }
+        if gzip {
+            compress::maybe(response)
+        } else {
+            response
+        }
     }
 
     async fn answer(
@@ -122,7 +131,15 @@ impl App {
     ) -> respond::Answer {
         let user = self.authenticate(certificate.as_deref(), &head.headers)?;
         let extensions = head.extensions;
-        let call = Call { app: self, user, info, query, method: head.method, headers: head.headers, uri: head.uri };
+        let call = Call {
+            app: self,
+            user,
+            info,
+            query,
+            method: head.method,
+            headers: head.headers,
+            uri: head.uri,
+        };
         let ask = call.ask();
         if let Err(reason) = call.app.authorizer.authorize(&ask) {
             return Err(forbidden(&ask, &reason));
@@ -131,7 +148,11 @@ impl App {
             return resource::serve_long(call, extensions, body).await;
         }
         let work = async move {
-            if call.info.is_resource { resource::serve(call, body).await } else { paths::serve(call).await }
+            if call.info.is_resource {
+                resource::serve(call, body).await
+            } else {
+                paths::serve(call).await
+            }
         };
         match tokio::time::timeout(REQUEST_TIMEOUT, work).await {
             Ok(answer) => answer,
@@ -163,9 +184,11 @@ impl App {
         match Impersonation::read(headers) {
             Ok(None) => Ok(user),
             Ok(Some(wanted)) => {
-                self.authorizer.may_impersonate(&user, &wanted).map_err(|message| {
-                    Status::failure(403, amphipod_api::Reason::FORBIDDEN, message)
-                })?;
+                self.authorizer
+                    .may_impersonate(&user, &wanted)
+                    .map_err(|message| {
+                        Status::failure(403, amphipod_api::Reason::FORBIDDEN, message)
+                    })?;
                 Ok(Arc::new(wanted.user_info()))
             }
             Err(why) => Err(Status::internal_error(why)),

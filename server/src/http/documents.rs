@@ -24,23 +24,42 @@ pub fn discover(call: &Call, parts: &[&str]) -> Answer {
     if let (["api" | "apis"], Some((version, media_type))) = (parts, aggregated(call)) {
         let list = discovery::aggregated(catalog, parts[0] == "api", version);
         let body = serde_json::to_vec(&list).unwrap_or_default();
-        let mut response = tagged(call, &openapi::hash(catalog.snapshot().iter().map(|d| &**d)), media_type, || body);
-        response.headers_mut().insert(VARY, HeaderValue::from_static("Accept"));
+        let mut response = tagged(
+            call,
+            &openapi::hash(catalog.snapshot().iter().map(|d| &**d)),
+            media_type,
+            || body,
+        );
+        response
+            .headers_mut()
+            .insert(VARY, HeaderValue::from_static("Accept"));
         return Ok(response);
     }
     let found = discovery::document(catalog, parts).ok_or_else(Status::no_such_resource)?;
-    Ok(respond::document(StatusCode::OK, call.form(Offers::Whole)?, &found))
+    Ok(respond::document(
+        StatusCode::OK,
+        call.form(Offers::Whole)?,
+        &found,
+    ))
 }
 
 /// The first aggregated form that the client accepts.
 fn aggregated(call: &Call) -> Option<(&'static str, &'static str)> {
-    let accept = call.headers.get_all(ACCEPT).iter().filter_map(|v| v.to_str().ok());
+    let accept = call
+        .headers
+        .get_all(ACCEPT)
+        .iter()
+        .filter_map(|v| v.to_str().ok());
     accept.flat_map(|v| v.split(',')).find_map(|clause| {
         let clause = clause.replace(' ', "");
         if !clause.contains("as=APIGroupDiscoveryList") || !clause.starts_with("application/json") {
             return None;
         }
-        media::AGGREGATED.into_iter().find(|(version, _)| clause.split(';').any(|p| p.strip_prefix("v=") == Some(version)))
+        media::AGGREGATED.into_iter().find(|(version, _)| {
+            clause
+                .split(';')
+                .any(|p| p.strip_prefix("v=") == Some(version))
+        })
     })
 }
 
@@ -53,8 +72,14 @@ pub async fn openapi(call: &Call, parts: &[&str]) -> Answer {
     let hash = openapi::hash(catalog.snapshot().iter().map(|d| &**d));
     match parts {
         ["v2"] => {
-            let accept = call.headers.get_all(ACCEPT).iter().filter_map(|v| v.to_str().ok());
-            let protobuf = accept.flat_map(|v| v.split(',')).any(|clause| clause.trim().starts_with(media::V2_PROTOBUF));
+            let accept = call
+                .headers
+                .get_all(ACCEPT)
+                .iter()
+                .filter_map(|v| v.to_str().ok());
+            let protobuf = accept
+                .flat_map(|v| v.split(','))
+                .any(|clause| clause.trim().starts_with(media::V2_PROTOBUF));
             if is_known(call, &hash) {
                 return Ok(not_modified(&hash));
             }
@@ -65,7 +90,9 @@ pub async fn openapi(call: &Call, parts: &[&str]) -> Answer {
             let bytes = off_thread(move || to_json(&openapi::v2_json(&catalog))).await?;
             Ok(tagged(call, &hash, "application/json", || bytes))
         }
-        ["v3"] => Ok(tagged(call, &hash, "application/json", || to_json(&openapi::v3_index(&catalog)))),
+        ["v3"] => Ok(tagged(call, &hash, "application/json", || {
+            to_json(&openapi::v3_index(&catalog))
+        })),
         ["v3", rest @ ..] => {
             let path = rest.join("/");
             let made = off_thread(move || {
@@ -83,13 +110,23 @@ fn to_json(value: &Value) -> Vec<u8> {
     serde_json::to_vec(value).unwrap_or_default()
 }
 
-async fn off_thread<T: Send + 'static>(make: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
-    tokio::task::spawn_blocking(make).await.map_err(|error| Status::internal_error(format!("making a document: {error}")))
+async fn off_thread<T: Send + 'static>(
+    make: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Status> {
+    tokio::task::spawn_blocking(make)
+        .await
+        .map_err(|error| Status::internal_error(format!("making a document: {error}")))
 }
 
 fn is_known(call: &Call, hash: &str) -> bool {
-    let known = call.headers.get_all(IF_NONE_MATCH).iter().filter_map(|v| v.to_str().ok());
-    known.flat_map(|v| v.split(',')).any(|tag| tag.trim().trim_matches('"') == hash)
+    let known = call
+        .headers
+        .get_all(IF_NONE_MATCH)
+        .iter()
+        .filter_map(|v| v.to_str().ok());
+    known
+        .flat_map(|v| v.split(','))
+        .any(|tag| tag.trim().trim_matches('"') == hash)
 }
 
 fn not_modified(hash: &str) -> Response<Body> {
@@ -103,11 +140,18 @@ fn tag(response: &mut Response<Body>, hash: &str) {
     if let Ok(value) = HeaderValue::from_str(&format!("\"{hash}\"")) {
         response.headers_mut().insert(ETAG, value);
     }
-    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("public"));
+    response
+        .headers_mut()
+        .insert(CACHE_CONTROL, HeaderValue::from_static("public"));
 }
 
 /// The document with its ETag, or 304 if the client has it.
-fn tagged(call: &Call, hash: &str, media_type: &'static str, body: impl FnOnce() -> Vec<u8>) -> Response<Body> {
+fn tagged(
+    call: &Call,
+    hash: &str,
+    media_type: &'static str,
+    body: impl FnOnce() -> Vec<u8>,
+) -> Response<Body> {
     if is_known(call, hash) {
         return not_modified(hash);
     }

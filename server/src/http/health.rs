@@ -8,7 +8,10 @@ use super::query::Query;
 use super::respond;
 
 /// A check: its name and what it finds.
-type Check = (&'static str, Box<dyn Fn() -> Result<(), String> + Send + Sync>);
+type Check = (
+    &'static str,
+    Box<dyn Fn() -> Result<(), String> + Send + Sync>,
+);
 
 /// All checks of the server.
 #[derive(Default)]
@@ -18,7 +21,11 @@ pub struct Health {
 
 impl Health {
     /// Adds a check. It must answer at once.
-    pub fn with(mut self, name: &'static str, check: impl Fn() -> Result<(), String> + Send + Sync + 'static) -> Self {
+    pub fn with(
+        mut self,
+        name: &'static str,
+        check: impl Fn() -> Result<(), String> + Send + Sync + 'static,
+    ) -> Self {
         self.checks.push((name, Box::new(check)));
         self
     }
@@ -75,10 +82,14 @@ mod tests {
     use super::*;
 
     fn ask(path: &str, query: &str) -> Option<(u16, String)> {
-        let health = Health::default().with("store", || Ok(())).with("broken", || Err("no".to_owned()));
+        let health = Health::default()
+            .with("store", || Ok(()))
+            .with("broken", || Err("no".to_owned()));
         let response = health.answer(path, &Query::parse(query))?;
         let code = response.status().as_u16();
-        let Body::Full(bytes) = response.into_body() else { panic!("no body") };
+        let Body::Full(bytes) = response.into_body() else {
+            panic!("no body")
+        };
         Some((code, String::from_utf8(bytes.to_vec()).unwrap()))
     }
 

@@ -7,11 +7,23 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-const VERBS: [&str; 9] = ["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection", "other"];
+const VERBS: [&str; 9] = [
+    "get",
+    "list",
+    "watch",
+    "create",
+    "update",
+    "patch",
+    "delete",
+    "deletecollection",
+    "other",
+];
 /// Classes of status codes: 2xx (and 1xx, 3xx), 4xx, 5xx.
 const CLASSES: [&str; 3] = ["2xx", "4xx", "5xx"];
 /// Upper bounds of the latency histogram, microseconds.
-const BOUNDS: [u64; 8] = [500, 1_000, 5_000, 25_000, 100_000, 500_000, 1_000_000, 5_000_000];
+const BOUNDS: [u64; 8] = [
+    500, 1_000, 5_000, 25_000, 100_000, 500_000, 1_000_000, 5_000_000,
+];
 
 #[derive(Default)]
 struct PerVerb {
@@ -40,7 +52,10 @@ impl Drop for OpenWatch {
 impl Metrics {
     /// Counts an answered request. The time of a watch is that to its first byte.
     pub fn request(&self, verb: &str, code: StatusCode, took: Duration) {
-        let at = VERBS.iter().position(|v| *v == verb).unwrap_or(VERBS.len() - 1);
+        let at = VERBS
+            .iter()
+            .position(|v| *v == verb)
+            .unwrap_or(VERBS.len() - 1);
         let per = &self.verbs[at];
         let class = match code.as_u16() {
             400..=499 => 1,
@@ -67,38 +82,76 @@ impl Metrics {
         let mut out = String::with_capacity(8 << 10);
         let get = |n: &AtomicU64| n.load(Ordering::Relaxed);
         // Writing to a String cannot fail.
-        let _ = writeln!(out, "# HELP apiserver_request_total Requests by verb and class of status code.");
+        let _ = writeln!(
+            out,
+            "# HELP apiserver_request_total Requests by verb and class of status code."
+        );
         let _ = writeln!(out, "# TYPE apiserver_request_total counter");
         for (verb, per) in VERBS.iter().zip(&self.verbs) {
             for (class, n) in CLASSES.iter().zip(&per.classes) {
                 if get(n) > 0 {
-                    let _ = writeln!(out, "apiserver_request_total{{verb=\"{verb}\",code=\"{class}\"}} {}", get(n));
+                    let _ = writeln!(
+                        out,
+                        "apiserver_request_total{{verb=\"{verb}\",code=\"{class}\"}} {}",
+                        get(n)
+                    );
                 }
             }
         }
         let name = "apiserver_request_duration_seconds";
-        let _ = writeln!(out, "# HELP {name} Time to answer.\n# TYPE {name} histogram");
-        for (verb, per) in VERBS.iter().zip(&self.verbs).filter(|(_, p)| get(&p.count) > 0) {
+        let _ = writeln!(
+            out,
+            "# HELP {name} Time to answer.\n# TYPE {name} histogram"
+        );
+        for (verb, per) in VERBS
+            .iter()
+            .zip(&self.verbs)
+            .filter(|(_, p)| get(&p.count) > 0)
+        {
             let mut sum = 0;
             for (bound, n) in BOUNDS.iter().zip(&per.buckets) {
                 sum += get(n);
                 let seconds = *bound as f64 / 1e6;
-                let _ = writeln!(out, "{name}_bucket{{verb=\"{verb}\",le=\"{seconds}\"}} {sum}");
+                let _ = writeln!(
+                    out,
+                    "{name}_bucket{{verb=\"{verb}\",le=\"{seconds}\"}} {sum}"
+                );
             }
-            let _ = writeln!(out, "{name}_bucket{{verb=\"{verb}\",le=\"+Inf\"}} {}", get(&per.count));
-            let _ = writeln!(out, "{name}_sum{{verb=\"{verb}\"}} {}", get(&per.micros) as f64 / 1e6);
+            let _ = writeln!(
+                out,
+                "{name}_bucket{{verb=\"{verb}\",le=\"+Inf\"}} {}",
+                get(&per.count)
+            );
+            let _ = writeln!(
+                out,
+                "{name}_sum{{verb=\"{verb}\"}} {}",
+                get(&per.micros) as f64 / 1e6
+            );
             let _ = writeln!(out, "{name}_count{{verb=\"{verb}\"}} {}", get(&per.count));
         }
         let _ = writeln!(out, "# HELP apiserver_longrunning_requests Open watches.");
         let _ = writeln!(out, "# TYPE apiserver_longrunning_requests gauge");
-        let _ = writeln!(out, "apiserver_longrunning_requests{{verb=\"watch\"}} {}", get(&self.watches));
-        let _ = writeln!(out, "# HELP apiserver_storage_objects Stored objects by resource.");
+        let _ = writeln!(
+            out,
+            "apiserver_longrunning_requests{{verb=\"watch\"}} {}",
+            get(&self.watches)
+        );
+        let _ = writeln!(
+            out,
+            "# HELP apiserver_storage_objects Stored objects by resource."
+        );
         let _ = writeln!(out, "# TYPE apiserver_storage_objects gauge");
         for (resource, n) in objects {
-            let _ = writeln!(out, "apiserver_storage_objects{{resource=\"{resource}\"}} {n}");
+            let _ = writeln!(
+                out,
+                "apiserver_storage_objects{{resource=\"{resource}\"}} {n}"
+            );
         }
         let _ = writeln!(out, "# HELP amphipod_store_revision The latest revision.");
-        let _ = writeln!(out, "# TYPE amphipod_store_revision counter\namphipod_store_revision {revision}");
+        let _ = writeln!(
+            out,
+            "# TYPE amphipod_store_revision counter\namphipod_store_revision {revision}"
+        );
         out
     }
 }
@@ -126,6 +179,10 @@ mod tests {
             assert!(text.contains(line), "{line} in\n{text}");
         }
         drop(open);
-        assert!(metrics.text(7, &[]).contains("apiserver_longrunning_requests{verb=\"watch\"} 0"));
+        assert!(
+            metrics
+                .text(7, &[])
+                .contains("apiserver_longrunning_requests{verb=\"watch\"} 0")
+        );
     }
 }

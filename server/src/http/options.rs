@@ -23,7 +23,9 @@ pub fn list(query: &Query) -> Result<ListOptions, Status> {
     };
     let field_selector = match query.text("fieldSelector") {
         None => FieldSelector::everything(),
-        Some(selector) => FieldSelector::parse(selector).map_err(|error| Status::bad_request(error.0))?,
+        Some(selector) => {
+            FieldSelector::parse(selector).map_err(|error| Status::bad_request(error.0))?
+        }
     };
     Ok(ListOptions {
         label_selector,
@@ -66,7 +68,10 @@ pub fn dry_run(query: &Query, kind: &str) -> Result<bool, Status> {
     for word in query.all("dryRun").filter(|word| !word.is_empty()) {
         if word != "All" {
             let words: Vec<&str> = query.all("dryRun").collect();
-            return Err(invalid(kind, FieldError::not_supported("dryRun", words, &["All"])));
+            return Err(invalid(
+                kind,
+                FieldError::not_supported("dryRun", words, &["All"]),
+            ));
         }
         dry = true;
     }
@@ -93,11 +98,17 @@ pub fn field_manager(query: &Query, headers: &HeaderMap, kind: &str) -> Result<S
         }
         if manager.chars().any(char::is_control) {
             let why = "should only contain printable characters";
-            return Err(invalid(kind, FieldError::invalid("fieldManager", manager, why)));
+            return Err(invalid(
+                kind,
+                FieldError::invalid("fieldManager", manager, why),
+            ));
         }
         return Ok(manager.to_owned());
     }
-    let agent = headers.get(USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let agent = headers
+        .get(USER_AGENT)
+        .and_then(|v| v.to_str().ok())
+        .unwrap_or_default();
     let program = agent.split('/').next().unwrap_or_default();
     Ok(program.chars().take(MAX).collect())
 }

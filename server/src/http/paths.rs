@@ -24,14 +24,20 @@ pub async fn serve(call: Call) -> Answer {
     match parts.as_slice() {
         [""] => document(&call, &root_paths()),
         ["version"] => document(&call, &crate::openapi::version()),
-        ["healthz" | "livez" | "readyz", ..] => {
-            call.app.health.answer(path, &call.query).ok_or_else(Status::no_such_resource)
-        }
+        ["healthz" | "livez" | "readyz", ..] => call
+            .app
+            .health
+            .answer(path, &call.query)
+            .ok_or_else(Status::no_such_resource),
         ["metrics"] => Ok(metrics(&call)),
         [".well-known", "openid-configuration"] => document(&call, &openid_configuration(&call)),
         ["openid", "v1", "jwks"] => {
             let keys = call.app.tokens.keys().jwks().to_string();
-            Ok(respond::with_body(StatusCode::OK, "application/jwk-set+json", keys))
+            Ok(respond::with_body(
+                StatusCode::OK,
+                "application/jwk-set+json",
+                keys,
+            ))
         }
         ["api" | "apis", ..] => documents::discover(&call, &parts),
         ["openapi", rest @ ..] => documents::openapi(&call, rest).await,
@@ -40,7 +46,11 @@ pub async fn serve(call: Call) -> Answer {
 }
 
 fn document(call: &Call, value: &Value) -> Answer {
-    Ok(respond::document(StatusCode::OK, call.form(Offers::Whole)?, value))
+    Ok(respond::document(
+        StatusCode::OK,
+        call.form(Offers::Whole)?,
+        value,
+    ))
 }
 
 fn root_paths() -> Value {
@@ -65,11 +75,19 @@ fn metrics(call: &Call) -> http::Response<super::body::Body> {
     let registry = &call.app.registry;
     let cache: &Cache = registry.cache();
     let catalog = registry.catalog().snapshot();
-    let stored = catalog.iter().filter(|d| d.stored && d.storage_as.is_none());
+    let stored = catalog
+        .iter()
+        .filter(|d| d.stored && d.storage_as.is_none());
     let objects: Vec<(String, usize)> = stored
-        .filter_map(|d: &std::sync::Arc<Descriptor>| Some((d.resource(), cache.table(&d.storage_resource())?.len())))
+        .filter_map(|d: &std::sync::Arc<Descriptor>| {
+            Some((d.resource(), cache.table(&d.storage_resource())?.len()))
+        })
         .filter(|(_, n)| *n > 0)
         .collect();
     let text = call.app.metrics.text(cache.revision(), &objects);
-    respond::with_body(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
+    respond::with_body(
+        StatusCode::OK,
+        "text/plain; version=0.0.4; charset=utf-8",
+        text,
+    )
 }

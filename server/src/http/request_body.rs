@@ -32,7 +32,9 @@ pub enum Syntax {
 /// # Errors
 /// 415 for what we do not read.
 pub fn syntax(headers: &HeaderMap) -> Result<Syntax, Status> {
-    let Some(value) = headers.get(CONTENT_TYPE) else { return Ok(Syntax::Json) };
+    let Some(value) = headers.get(CONTENT_TYPE) else {
+        return Ok(Syntax::Json);
+    };
     let text = value.to_str().unwrap_or_default();
     match text.split(';').next().unwrap_or_default().trim() {
         "application/json" | "" | "*/*" => Ok(Syntax::Json),
@@ -47,14 +49,17 @@ pub fn syntax(headers: &HeaderMap) -> Result<Syntax, Status> {
 /// # Errors
 /// 413 if it is too large, 400 if the client hangs up.
 pub async fn read(headers: &HeaderMap, body: Incoming) -> Result<Bytes, Status> {
-    if headers.get(CONTENT_ENCODING).is_some_and(|e| e != "identity") {
+    if headers
+        .get(CONTENT_ENCODING)
+        .is_some_and(|e| e != "identity")
+    {
         return Err(Status::unsupported_media_type(READABLE));
     }
     match Limited::new(body, LIMIT).collect().await {
         Ok(all) => Ok(all.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => {
-            Err(Status::request_entity_too_large(format!("limit is {LIMIT}")))
-        }
+        Err(error) if error.is::<LengthLimitError>() => Err(Status::request_entity_too_large(
+            format!("limit is {LIMIT}"),
+        )),
         Err(error) => Err(Status::bad_request(format!("reading the body: {error}"))),
     }
 }
@@ -63,7 +68,11 @@ pub async fn read(headers: &HeaderMap, body: Incoming) -> Result<Bytes, Status> 
 ///
 /// # Errors
 /// As [`syntax`] and [`read`], and 400 for protobuf that is none.
-pub async fn input(headers: &HeaderMap, body: Incoming, catalog: &Catalog) -> Result<Input, Status> {
+pub async fn input(
+    headers: &HeaderMap,
+    body: Incoming,
+    catalog: &Catalog,
+) -> Result<Input, Status> {
     let syntax = syntax(headers)?;
     let bytes = read(headers, body).await?;
     Ok(match syntax {
@@ -75,15 +84,22 @@ pub async fn input(headers: &HeaderMap, body: Incoming, catalog: &Catalog) -> Re
 
 /// Protobuf as JSON, by the schema of the kind that it says to be.
 fn from_protobuf(bytes: &[u8], catalog: &Catalog) -> Result<Bytes, Status> {
-    let broken = |why: String| Status::bad_request(format!("the object provided is unrecognized: {why}"));
+    let broken =
+        |why: String| Status::bad_request(format!("the object provided is unrecognized: {why}"));
     let envelope = protobuf::open(bytes).map_err(broken)?;
     let (group, version) = split_api_version(&envelope.api_version).unwrap_or_default();
     let kind = &envelope.kind;
-    let decoded = match (catalog.by_kind(group, version, kind), kinds::body(group, version, kind)) {
+    let decoded = match (
+        catalog.by_kind(group, version, kind),
+        kinds::body(group, version, kind),
+    ) {
         (Some(descriptor), _) => envelope.decode(&descriptor.schema().root),
         (None, Some(body)) => envelope.decode(&body.schema().root),
         (None, None) => {
-            let text = format!("no kind {kind:?} is registered for version {:?}", envelope.api_version);
+            let text = format!(
+                "no kind {kind:?} is registered for version {:?}",
+                envelope.api_version
+            );
             return Err(Status::bad_request(text));
         }
     };
@@ -95,7 +111,12 @@ fn from_protobuf(bytes: &[u8], catalog: &Catalog) -> Result<Bytes, Status> {
 ///
 /// # Errors
 /// As [`input`], and 400 for what is neither JSON nor YAML.
-pub async fn value(headers: &HeaderMap, body: Incoming, kind: &str, catalog: &Catalog) -> Result<Value, Status> {
+pub async fn value(
+    headers: &HeaderMap,
+    body: Incoming,
+    kind: &str,
+    catalog: &Catalog,
+) -> Result<Value, Status> {
     let syntax = syntax(headers)?;
     let mut bytes = read(headers, body).await?;
     if bytes.is_empty() {
@@ -110,7 +131,9 @@ pub async fn value(headers: &HeaderMap, body: Incoming, kind: &str, catalog: &Ca
         ))
     };
     match syntax {
-        Syntax::Json | Syntax::Protobuf => serde_json::from_slice(&bytes).map_err(|e| broken(e.to_string())),
+        Syntax::Json | Syntax::Protobuf => {
+            serde_json::from_slice(&bytes).map_err(|e| broken(e.to_string()))
+        }
         Syntax::Yaml => serde_yaml_ng::from_slice(&bytes).map_err(|e| broken(e.to_string())),
     }
 }

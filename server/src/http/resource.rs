@@ -25,7 +25,10 @@ pub fn is_long(call: &Call) -> bool {
     let info = &call.info;
     info.is_resource
         && (info.verb == "watch"
-            || matches!(info.subresource.as_str(), "log" | "exec" | "attach" | "portforward" | "proxy")
+            || matches!(
+                info.subresource.as_str(),
+                "log" | "exec" | "attach" | "portforward" | "proxy"
+            )
             || (info.resource == "nodes" && info.verb == "proxy"))
 }
 
@@ -53,12 +56,20 @@ fn descriptor(call: &Call) -> Result<Arc<Descriptor>, Status> {
         (false, true) => true,
         (false, false) => info.resource == "namespaces" && info.namespace == info.name,
     };
-    if fits { Ok(found) } else { Err(Status::no_such_resource()) }
+    if fits {
+        Ok(found)
+    } else {
+        Err(Status::no_such_resource())
+    }
 }
 
 /// The registry's context of a request.
 fn context(call: &Call, descriptor: Arc<Descriptor>) -> Context {
-    let namespace = if descriptor.namespaced() { call.info.namespace.clone() } else { String::new() };
+    let namespace = if descriptor.namespaced() {
+        call.info.namespace.clone()
+    } else {
+        String::new()
+    };
     let mut cx = Context::new(call.user.clone(), descriptor, namespace);
     if !call.info.subresource.is_empty() {
         cx.subresource = Some(call.info.subresource.clone());
@@ -67,7 +78,11 @@ fn context(call: &Call, descriptor: Arc<Descriptor>) -> Context {
 }
 
 /// The same for writes: dry run, field manager, field validation.
-fn write_context(call: &Call, descriptor: Arc<Descriptor>, options_kind: &str) -> Result<Context, Status> {
+fn write_context(
+    call: &Call,
+    descriptor: Arc<Descriptor>,
+    options_kind: &str,
+) -> Result<Context, Status> {
     let mut cx = context(call, descriptor);
     cx.dry_run = options::dry_run(&call.query, options_kind)?;
     cx.field_manager = options::field_manager(&call.query, &call.headers, options_kind)?;
@@ -116,7 +131,9 @@ pub async fn serve(call: Call, body: Incoming) -> Answer {
         "update" if allowed(Verb::Update) => update(&call, descriptor, body).await,
         "patch" if allowed(Verb::Patch) => patch(&call, descriptor, body).await,
         "delete" if allowed(Verb::Delete) => delete(&call, descriptor, body).await,
-        "deletecollection" if allowed(Verb::DeleteCollection) => delete_collection(&call, descriptor, body).await,
+        "deletecollection" if allowed(Verb::DeleteCollection) => {
+            delete_collection(&call, descriptor, body).await
+        }
         _ => Err(Status::method_not_allowed()),
     }
 }
@@ -125,7 +142,9 @@ fn subresource<'a>(
     descriptor: &'a Descriptor,
     name: &str,
 ) -> Result<&'a crate::resources::Subresource, Status> {
-    descriptor.subresource(name).ok_or_else(Status::no_such_resource)
+    descriptor
+        .subresource(name)
+        .ok_or_else(Status::no_such_resource)
 }
 
 /// A subresource that is not a stream.
@@ -137,24 +156,52 @@ async fn part(call: &Call, descriptor: Arc<Descriptor>, body: Incoming) -> Answe
         (SubresourceKind::Connect(_), _) => Err(Status::no_such_resource()),
         (SubresourceKind::Binding, "create") => {
             let cx = write_context(call, descriptor, "CreateOptions")?;
-            let binding = request_body::value(&call.headers, body, "Binding", call.app.registry.catalog()).await?;
-            let status = call.app.registry.bind(&cx, &call.info.name, &binding).await?;
+            let binding =
+                request_body::value(&call.headers, body, "Binding", call.app.registry.catalog())
+                    .await?;
+            let status = call
+                .app
+                .registry
+                .bind(&cx, &call.info.name, &binding)
+                .await?;
             Ok(respond::status(call.form(Offers::Whole)?, &status))
         }
         (SubresourceKind::Eviction, "create") => {
             let cx = write_context(call, descriptor, "CreateOptions")?;
-            let eviction = request_body::value(&call.headers, body, "Eviction", call.app.registry.catalog()).await?;
-            let status = call.app.registry.evict(&cx, &call.info.name, &eviction).await?;
+            let eviction =
+                request_body::value(&call.headers, body, "Eviction", call.app.registry.catalog())
+                    .await?;
+            let status = call
+                .app
+                .registry
+                .evict(&cx, &call.info.name, &eviction)
+                .await?;
             Ok(respond::status(call.form(Offers::Whole)?, &status))
         }
         (SubresourceKind::Token, "create") => {
-            let request = request_body::value(&call.headers, body, "TokenRequest", call.app.registry.catalog()).await?;
+            let request = request_body::value(
+                &call.headers,
+                body,
+                "TokenRequest",
+                call.app.registry.catalog(),
+            )
+            .await?;
             let (namespace, name) = (&call.info.namespace, &call.info.name);
             let dry_run = options::dry_run(&call.query, "CreateOptions")?;
             let app = &call.app;
-            let answer =
-                token_request::create(&app.tokens, app.registry.cache(), namespace, name, request, dry_run)?;
-            Ok(respond::document(StatusCode::CREATED, call.form(Offers::Whole)?, &answer))
+            let answer = token_request::create(
+                &app.tokens,
+                app.registry.cache(),
+                namespace,
+                name,
+                request,
+                dry_run,
+            )?;
+            Ok(respond::document(
+                StatusCode::CREATED,
+                call.form(Offers::Whole)?,
+                &answer,
+            ))
         }
         (_, "get") if allowed(Verb::Get) => get(call, descriptor).await,
         (_, "update") if allowed(Verb::Update) => update(call, descriptor, body).await,
@@ -167,8 +214,18 @@ async fn part(call: &Call, descriptor: Arc<Descriptor>, body: Incoming) -> Answe
 async fn get(call: &Call, descriptor: Arc<Descriptor>) -> Answer {
     let form = call.form(Offers::Views)?;
     let cx = context(call, descriptor);
-    let options = GetOptions { resource_version: call.query.get("resourceVersion").unwrap_or_default().to_owned() };
-    let object = call.app.registry.get(&cx, &call.info.name, &options).await?;
+    let options = GetOptions {
+        resource_version: call
+            .query
+            .get("resourceVersion")
+            .unwrap_or_default()
+            .to_owned(),
+    };
+    let object = call
+        .app
+        .registry
+        .get(&cx, &call.info.name, &options)
+        .await?;
     answer_object(call, &cx, form, StatusCode::OK, &object)
 }
 
@@ -181,8 +238,17 @@ async fn list(call: &Call, descriptor: Arc<Descriptor>) -> Answer {
     if form.view == View::Whole {
         return Ok(whole_list(form, listed.chunks(&cx.descriptor)));
     }
-    let viewer = Viewer { descriptor: &cx.descriptor, view: form.view, include, now: Timestamp::now() };
-    Ok(respond::json_bytes(StatusCode::OK, form, viewer.list(&listed.items, &listed.metadata())))
+    let viewer = Viewer {
+        descriptor: &cx.descriptor,
+        view: form.view,
+        include,
+        now: Timestamp::now(),
+    };
+    Ok(respond::json_bytes(
+        StatusCode::OK,
+        form,
+        viewer.list(&listed.items, &listed.metadata()),
+    ))
 }
 
 /// A list as pieces that share the objects' bytes.
@@ -209,22 +275,36 @@ async fn review(call: &Call, cx: &Context, body: Incoming) -> Answer {
     let form = call.form(Offers::Whole)?;
     let descriptor = &cx.descriptor;
     if descriptor.group.is_empty() && descriptor.plural == "bindings" {
-        let binding = request_body::value(&call.headers, body, "Binding", call.app.registry.catalog()).await?;
-        let pods = call.app.registry.context(&call.user, "pods", &cx.namespace)?.with_subresource("binding");
+        let binding =
+            request_body::value(&call.headers, body, "Binding", call.app.registry.catalog())
+                .await?;
+        let pods = call
+            .app
+            .registry
+            .context(&call.user, "pods", &cx.namespace)?
+            .with_subresource("binding");
         let name = amphipod_api::meta::name(&binding).to_owned();
         let status = call.app.registry.bind(&pods, &name, &binding).await?;
         return Ok(respond::status(form, &status));
     }
-    let decoded = match request_body::input(&call.headers, body, call.app.registry.catalog()).await? {
-        Input::Json(bytes) => descriptor.schema().decode_json(&bytes),
-        Input::Yaml(bytes) => descriptor.schema().decode_yaml(&bytes),
-        Input::Value(value) => descriptor.schema().decode_value(value),
-    };
-    let decoded = decoded.map_err(|error| error.status(&descriptor.api_version(), &descriptor.kind))?;
+    let decoded =
+        match request_body::input(&call.headers, body, call.app.registry.catalog()).await? {
+            Input::Json(bytes) => descriptor.schema().decode_json(&bytes),
+            Input::Yaml(bytes) => descriptor.schema().decode_yaml(&bytes),
+            Input::Value(value) => descriptor.schema().decode_value(value),
+        };
+    let decoded =
+        decoded.map_err(|error| error.status(&descriptor.api_version(), &descriptor.kind))?;
     decoded.strict.iter().for_each(|text| cx.warn(text.clone()));
     let app = &call.app;
-    let answer =
-        reviews::create(&app.authorizer, &app.tokens, &call.user, descriptor, &cx.namespace, decoded.value)?;
+    let answer = reviews::create(
+        &app.authorizer,
+        &app.tokens,
+        &call.user,
+        descriptor,
+        &cx.namespace,
+        decoded.value,
+    )?;
     let mut response = respond::document(StatusCode::CREATED, form, &answer);
     respond::warn(&mut response, &cx.take_warnings());
     Ok(response)
@@ -234,30 +314,56 @@ async fn update(call: &Call, descriptor: Arc<Descriptor>, body: Incoming) -> Ans
     let form = call.form(Offers::Views)?;
     let cx = write_context(call, descriptor, "UpdateOptions")?;
     let input = request_body::input(&call.headers, body, call.app.registry.catalog()).await?;
-    let (object, created) = call.app.registry.update(&cx, &call.info.name, input).await?;
+    let (object, created) = call
+        .app
+        .registry
+        .update(&cx, &call.info.name, input)
+        .await?;
     answer_object(call, &cx, form, written(created), &object)
 }
 
 async fn patch(call: &Call, descriptor: Arc<Descriptor>, body: Incoming) -> Answer {
     let form = call.form(Offers::Views)?;
-    let content_type = call.headers.get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
+    let content_type = call
+        .headers
+        .get(http::header::CONTENT_TYPE)
+        .and_then(|v| v.to_str().ok());
     let kind = PatchType::from_content_type(content_type.unwrap_or_default()).ok_or_else(|| {
-        let readable = [PatchType::Json, PatchType::Merge, PatchType::StrategicMerge, PatchType::Apply];
+        let readable = [
+            PatchType::Json,
+            PatchType::Merge,
+            PatchType::StrategicMerge,
+            PatchType::Apply,
+        ];
         Status::unsupported_media_type(&readable.map(PatchType::content_type))
     })?;
     let cx = write_context(call, descriptor, "PatchOptions")?;
     let bytes = request_body::read(&call.headers, body).await?;
-    let (object, created) = call.app.registry.patch(&cx, &call.info.name, kind, &bytes).await?;
+    let (object, created) = call
+        .app
+        .registry
+        .patch(&cx, &call.info.name, kind, &bytes)
+        .await?;
     answer_object(call, &cx, form, written(created), &object)
 }
 
 fn written(created: bool) -> StatusCode {
-    if created { StatusCode::CREATED } else { StatusCode::OK }
+    if created {
+        StatusCode::CREATED
+    } else {
+        StatusCode::OK
+    }
 }
 
 /// Options of a delete: the body if there is one, else the parameters.
 async fn delete_options(call: &Call, body: Incoming) -> Result<DeleteOptions, Status> {
-    let value = request_body::value(&call.headers, body, "DeleteOptions", call.app.registry.catalog()).await?;
+    let value = request_body::value(
+        &call.headers,
+        body,
+        "DeleteOptions",
+        call.app.registry.catalog(),
+    )
+    .await?;
     match value {
         Value::Null => options::delete(&call.query),
         value => {
@@ -273,7 +379,11 @@ async fn delete(call: &Call, descriptor: Arc<Descriptor>, body: Incoming) -> Ans
     let options = delete_options(call, body).await?;
     let mut cx = context(call, descriptor);
     cx.dry_run = options.dry_run;
-    let deleted = call.app.registry.delete(&cx, &call.info.name, &options).await?;
+    let deleted = call
+        .app
+        .registry
+        .delete(&cx, &call.info.name, &options)
+        .await?;
     if deleted.gone && !deleted.answer_object {
         let mut response = respond::status(form, &deleted.status);
         respond::warn(&mut response, &cx.take_warnings());
@@ -288,17 +398,33 @@ async fn delete_collection(call: &Call, descriptor: Arc<Descriptor>, body: Incom
     let list = options::list(&call.query)?;
     let mut cx = context(call, descriptor);
     cx.dry_run = options.dry_run;
-    let listed = call.app.registry.delete_collection(&cx, &options, &list).await?;
+    let listed = call
+        .app
+        .registry
+        .delete_collection(&cx, &options, &list)
+        .await?;
     Ok(whole_list(form, listed.chunks(&cx.descriptor)))
 }
 
 /// An object, in the form that was asked for.
-fn answer_object(call: &Call, cx: &Context, form: Form, code: StatusCode, object: &Object) -> Answer {
+fn answer_object(
+    call: &Call,
+    cx: &Context,
+    form: Form,
+    code: StatusCode,
+    object: &Object,
+) -> Answer {
     let bytes = match form.view {
         View::Whole => object.bytes.clone(),
         view => {
             let include = IncludeObject::read(&call.query)?;
-            Viewer { descriptor: &cx.descriptor, view, include, now: Timestamp::now() }.object(object)
+            Viewer {
+                descriptor: &cx.descriptor,
+                view,
+                include,
+                now: Timestamp::now(),
+            }
+            .object(object)
         }
     };
     let mut response = respond::json_bytes(code, form, bytes);

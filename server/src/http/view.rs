@@ -32,7 +32,9 @@ impl IncludeObject {
             "" | "Metadata" => Ok(IncludeObject::Metadata),
             "None" => Ok(IncludeObject::None),
             "Object" => Ok(IncludeObject::Object),
-            other => Err(Status::bad_request(format!("unrecognized includeObject value: {other:?}"))),
+            other => Err(Status::bad_request(format!(
+                "unrecognized includeObject value: {other:?}"
+            ))),
         }
     }
 }
@@ -69,7 +71,8 @@ impl Viewer<'_> {
             View::Whole => bytes.clone(),
             View::Metadata(version) => Bytes::from(self.partial(bytes, version)),
             View::Table(_) => {
-                let version = serde_json::from_str::<Version>(metadata_of(bytes)).unwrap_or_default();
+                let version =
+                    serde_json::from_str::<Version>(metadata_of(bytes)).unwrap_or_default();
                 let metadata = json!({"resourceVersion": version.resource_version});
                 let mut out = self.table_head(&metadata, columns);
                 self.row(&mut out, bytes);
@@ -81,8 +84,11 @@ impl Viewer<'_> {
 
     /// A bookmark in this view: nothing but its metadata.
     pub fn bookmark(&self, item: &WatchItem) -> Bytes {
-        let WatchItem::Bookmark { revision, initial } = item else { return Bytes::from_static(b"null") };
-        let mut metadata = json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
+        let WatchItem::Bookmark { revision, initial } = item else {
+            return Bytes::from_static(b"null");
+        };
+        let mut metadata =
+            json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
         if *initial {
             metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }

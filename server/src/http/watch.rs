@@ -51,7 +51,11 @@ pub async fn serve(
         let bytes = lines.next().await?;
         Some((bytes, (lines, open)))
     });
-    let mut response = respond::with_body(StatusCode::OK, "application/json", Body::Stream(Box::pin(body)));
+    let mut response = respond::with_body(
+        StatusCode::OK,
+        "application/json",
+        Body::Stream(Box::pin(body)),
+    );
     respond::warn(&mut response, &cx.take_warnings());
     Ok(response)
 }
@@ -127,6 +131,8 @@ impl Lines {
     }
 
     fn into_stream(self) -> impl Stream<Item = Bytes> + Send {
-        stream::unfold(self, |mut lines| async move { Some((lines.next().await?, lines)) })
+        stream::unfold(self, |mut lines| async move {
+            Some((lines.next().await?, lines))
+        })
     }
 }

@@ -6,8 +6,8 @@ use base64::Engine as _;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures_util::{Stream, StreamExt as _};
 use http::header::{
-    CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION,
-    UPGRADE,
+    CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
+    SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use http::{HeaderMap, Response, StatusCode};
 use hyper::upgrade::OnUpgrade;
@@ -33,8 +33,12 @@ pub fn serve_lines(
     extensions: &mut http::Extensions,
     lines: impl Stream<Item = Bytes> + Send + 'static,
 ) -> Answer {
-    let key = headers.get(SEC_WEBSOCKET_KEY).ok_or_else(|| Status::bad_request("missing Sec-WebSocket-Key"))?;
-    let version = headers.get(SEC_WEBSOCKET_VERSION).map(HeaderValue::as_bytes);
+    let key = headers
+        .get(SEC_WEBSOCKET_KEY)
+        .ok_or_else(|| Status::bad_request("missing Sec-WebSocket-Key"))?;
+    let version = headers
+        .get(SEC_WEBSOCKET_VERSION)
+        .map(HeaderValue::as_bytes);
     if version != Some(b"13") {
         return Err(Status::bad_request("unsupported WebSocket version"));
     }
@@ -87,6 +91,7 @@ where
                     // A close frame (0x88) begins with its opcode; anything else is a ping or noise.
                     if sink[0] & 0x0f == 8 {
                         let _ = write.write_all(&[0x88, 0]).await;
+                        let _ = write.shutdown().await;
                         return;
                     }
                 }
@@ -139,7 +144,10 @@ mod tests {
 
     #[test]
     fn the_handshake_answers_as_the_rfc_shows() {
-        assert_eq!(accept_key(b"dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        assert_eq!(
+            accept_key(b"dGhlIHNhbXBsZSBub25jZQ=="),
+            "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+        );
     }
 
     #[test]

@@ -12,8 +12,13 @@ use crate::registry::Registry;
 
 /// Runs until `stop`.
 pub async fn run(registry: Arc<Registry>, stop: CancellationToken) {
-    let user = Arc::new(UserInfo::service_account("kube-system", "clusterrole-aggregation-controller"));
-    let Some(table) = registry.cache().table(RESOURCES[0]) else { return };
+    let user = Arc::new(UserInfo::service_account(
+        "kube-system",
+        "clusterrole-aggregation-controller",
+    ));
+    let Some(table) = registry.cache().table(RESOURCES[0]) else {
+        return;
+    };
     loop {
         let (_, mut watch) = table.list_and_watch(None);
         reconcile(&registry, &user).await;
@@ -33,14 +38,28 @@ pub async fn run(registry: Arc<Registry>, stop: CancellationToken) {
 
 /// Writes the roles whose rules are not what they should be.
 async fn reconcile(registry: &Registry, user: &Arc<UserInfo>) {
-    let Some(table) = registry.cache().table(RESOURCES[0]) else { return };
-    let Ok(cx) = registry.context(user, RESOURCES[0], "") else { return };
-    let roles: Vec<Value> = table.list(None).items.iter().map(|object| object.value()).collect();
+    let Some(table) = registry.cache().table(RESOURCES[0]) else {
+        return;
+    };
+    let Ok(cx) = registry.context(user, RESOURCES[0], "") else {
+        return;
+    };
+    let roles: Vec<Value> = table
+        .list(None)
+        .items
+        .iter()
+        .map(|object| object.value())
+        .collect();
     for role in &roles {
         let name = role["metadata"]["name"].as_str().unwrap_or_default();
-        let others = roles.iter().filter(|other| other["metadata"]["name"] != role["metadata"]["name"]);
+        let others = roles
+            .iter()
+            .filter(|other| other["metadata"]["name"] != role["metadata"]["name"]);
         let rules = aggregation::rules_of(role, others);
-        if rules.is_null() || rules == role["rules"] || (rules.as_array().is_some_and(Vec::is_empty) && role["rules"].is_null()) {
+        if rules.is_null()
+            || rules == role["rules"]
+            || (rules.as_array().is_some_and(Vec::is_empty) && role["rules"].is_null())
+        {
             continue;
         }
         let written = registry

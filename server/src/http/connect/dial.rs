@@ -65,13 +65,18 @@ impl Direct {
             .and_then(|p| u16::try_from(p).ok())
             .filter(|p| *p != 0)
             .unwrap_or(NODE_API_PORT);
-        let addresses = value["status"]["addresses"].as_array().cloned().unwrap_or_default();
+        let addresses = value["status"]["addresses"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
         ["InternalIP", "ExternalIP", "Hostname"]
             .iter()
             .flat_map(|kind| addresses.iter().filter(move |a| a["type"] == **kind))
             .find_map(|a| a["address"].as_str()?.parse::<IpAddr>().ok())
             .map(|ip| SocketAddr::new(ip, port))
-            .ok_or_else(|| format!("no preferred addresses found for node {node:?}; known addresses: []"))
+            .ok_or_else(|| {
+                format!("no preferred addresses found for node {node:?}; known addresses: []")
+            })
     }
 
     async fn node_api(&self, node: &str) -> Result<BoxStream, String> {

@@ -23,8 +23,15 @@ use pipe::Onward;
 ///
 /// # Errors
 /// What is wrong with the request, the pod, or the way to the node.
-pub async fn serve(call: &Call, what: Connect, mut extensions: http::Extensions, body: Incoming) -> Answer {
-    let upgrade = wants_upgrade(&call.headers).then(|| extensions.remove::<OnUpgrade>()).flatten();
+pub async fn serve(
+    call: &Call,
+    what: Connect,
+    mut extensions: http::Extensions,
+    body: Incoming,
+) -> Answer {
+    let upgrade = wants_upgrade(&call.headers)
+        .then(|| extensions.remove::<OnUpgrade>())
+        .flatten();
     if what == Connect::Proxy {
         return proxy::serve(call, upgrade, body).await;
     }
@@ -37,14 +44,25 @@ pub async fn serve(call: &Call, what: Connect, mut extensions: http::Extensions,
             let parameters = log_parameters(&call.query, name)?;
             if node.is_empty() {
                 // Nothing has run yet: an empty log.
-                return Ok(super::respond::with_body(http::StatusCode::OK, "text/plain", ""));
+                return Ok(super::respond::with_body(
+                    http::StatusCode::OK,
+                    "text/plain",
+                    "",
+                ));
             }
             format!("/containerLogs/{namespace}/{name}/{container}{parameters}")
         }
         Connect::Exec | Connect::Attach => {
             let container = container(&pod, call.query.get("container").unwrap_or_default())?;
-            let path = if what == Connect::Exec { "exec" } else { "attach" };
-            format!("/{path}/{namespace}/{name}/{container}{}", stream_parameters(&call.query))
+            let path = if what == Connect::Exec {
+                "exec"
+            } else {
+                "attach"
+            };
+            format!(
+                "/{path}/{namespace}/{name}/{container}{}",
+                stream_parameters(&call.query)
+            )
         }
         Connect::PortForward => {
             let mut parameters = Parameters::default();
@@ -56,7 +74,9 @@ pub async fn serve(call: &Call, what: Connect, mut extensions: http::Extensions,
         Connect::Proxy => String::new(),
     };
     if node.is_empty() {
-        return Err(Status::bad_request(format!("pod {name} does not have a host assigned")));
+        return Err(Status::bad_request(format!(
+            "pod {name} does not have a host assigned"
+        )));
     }
     if what != Connect::Log && upgrade.is_none() {
         return Err(Status::bad_request("Upgrade request required"));
@@ -66,21 +86,39 @@ pub async fn serve(call: &Call, what: Connect, mut extensions: http::Extensions,
         // The log goes to the client as it is; compressing a followed log would delay its lines.
         headers.remove(http::header::ACCEPT_ENCODING);
     }
-    let stream = call.app.dialer.dial(Place::NodeApi { node }).await.map_err(dial_error)?;
+    let stream = call
+        .app
+        .dialer
+        .dial(Place::NodeApi { node })
+        .await
+        .map_err(dial_error)?;
     let method = call.method.clone();
-    let onward = Onward { method, target, host: node.to_owned(), headers, body: None, upgrade };
+    let onward = Onward {
+        method,
+        target,
+        host: node.to_owned(),
+        headers,
+        body: None,
+        upgrade,
+    };
     let answer = pipe::pass(stream, onward, call.app.stop.clone()).await?;
     if what != Connect::Log {
         return Ok(answer);
     }
     let mut answer = pipe::check_refusal(answer, "pods/log", name).await?;
-    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    answer
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     Ok(answer)
 }
 
 /// The way to the node is closed.
 fn dial_error(why: String) -> Status {
-    Status::failure(500, Reason::UNKNOWN, format!("error dialing backend: {why}"))
+    Status::failure(
+        500,
+        Reason::UNKNOWN,
+        format!("error dialing backend: {why}"),
+    )
 }
 
 /// A stored object that the request is about.
@@ -96,20 +134,35 @@ fn stored(call: &Call, resource: &str, namespace: &str, name: &str) -> Result<Va
 fn container(pod: &Value, asked: &str) -> Result<String, Status> {
     let name = pod["metadata"]["name"].as_str().unwrap_or_default();
     let names = |field: &str| -> Vec<&str> {
-        let containers = pod["spec"][field].as_array().map(Vec::as_slice).unwrap_or_default();
-        containers.iter().filter_map(|c| c["name"].as_str()).collect()
+        let containers = pod["spec"][field]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        containers
+            .iter()
+            .filter_map(|c| c["name"].as_str())
+            .collect()
     };
     let regular = names("containers");
-    let all = [names("initContainers"), regular.clone(), names("ephemeralContainers")].concat();
+    let all = [
+        names("initContainers"),
+        regular.clone(),
+        names("ephemeralContainers"),
+    ]
+    .concat();
     if !asked.is_empty() {
         if all.contains(&asked) {
             return Ok(asked.to_owned());
         }
-        return Err(Status::bad_request(format!("container {asked} is not valid for pod {name}")));
+        return Err(Status::bad_request(format!(
+            "container {asked} is not valid for pod {name}"
+        )));
     }
     match regular.as_slice() {
         [only] => Ok((*only).to_owned()),
-        [] => Err(Status::bad_request(format!("a container name must be specified for pod {name}"))),
+        [] => Err(Status::bad_request(format!(
+            "a container name must be specified for pod {name}"
+        ))),
         _ => Err(Status::bad_request(format!(
             "a container name must be specified for pod {name}, choose one of: [{}]",
             all.join(" ")
@@ -128,7 +181,9 @@ impl Parameters {
         self.0.push('=');
         for byte in value.bytes() {
             match byte {
-                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => self.0.push(byte as char),
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                    self.0.push(byte as char)
+                }
                 _ => self.0.push_str(&format!("%{byte:02X}")),
             }
         }
@@ -144,7 +199,12 @@ impl std::fmt::Display for Parameters {
 /// Options of exec and attach as the node API names them.
 fn stream_parameters(query: &Query) -> Parameters {
     let mut parameters = Parameters::default();
-    for (ours, theirs) in [("stdin", "input"), ("stdout", "output"), ("stderr", "error"), ("tty", "tty")] {
+    for (ours, theirs) in [
+        ("stdin", "input"),
+        ("stdout", "output"),
+        ("stderr", "error"),
+        ("tty", "tty"),
+    ] {
         if query.flag(ours) {
             parameters.add(theirs, "1");
         }
@@ -191,14 +251,22 @@ fn log_parameters(query: &Query, pod: &str) -> Result<Parameters, Status> {
     }
     if let Some(stream) = query.text("stream") {
         if !matches!(stream, "All" | "Stdout" | "Stderr") {
-            errors.push(FieldError::not_supported("stream", stream, &["All", "Stderr", "Stdout"]));
+            errors.push(FieldError::not_supported(
+                "stream",
+                stream,
+                &["All", "Stderr", "Stdout"],
+            ));
         }
         parameters.add("stream", stream);
     }
     if errors.is_empty() {
         Ok(parameters)
     } else {
-        Err(Status::invalid(&GroupKind::new("", "PodLogOptions"), pod, &errors))
+        Err(Status::invalid(
+            &GroupKind::new("", "PodLogOptions"),
+            pod,
+            &errors,
+        ))
     }
 }
 
@@ -230,7 +298,9 @@ mod tests {
 
     #[test]
     fn exec_options_get_the_names_of_the_node_api() {
-        let query = Query::parse("stdin=true&stdout=true&tty=false&command=sh&command=-c&command=echo+%22a%26b%22");
+        let query = Query::parse(
+            "stdin=true&stdout=true&tty=false&command=sh&command=-c&command=echo+%22a%26b%22",
+        );
         assert_eq!(
             stream_parameters(&query).to_string(),
             "?input=1&output=1&command=sh&command=-c&command=echo%20%22a%26b%22"
@@ -241,14 +311,21 @@ mod tests {
     fn log_options_are_checked() {
         let read = |query: &str| log_parameters(&Query::parse(query), "x");
         assert_eq!(
-            read("follow=true&tailLines=5&container=a").unwrap().to_string(),
+            read("follow=true&tailLines=5&container=a")
+                .unwrap()
+                .to_string(),
             "?follow=true&tailLines=5"
         );
         assert_eq!(
             read("tailLines=-1").unwrap_err().message,
             "PodLogOptions \"x\" is invalid: tailLines: Invalid value: -1: must be greater than or equal to 0"
         );
-        assert_eq!(read("sinceSeconds=1&sinceTime=2020-01-01T00:00:00Z").unwrap_err().code, 422);
+        assert_eq!(
+            read("sinceSeconds=1&sinceTime=2020-01-01T00:00:00Z")
+                .unwrap_err()
+                .code,
+            422
+        );
         assert_eq!(read("tailLines=x").unwrap_err().code, 400);
     }
 }

@@ -2,8 +2,8 @@
 
 use amphipod_api::{GroupResource, Reason, Status};
 use http::header::{
-    AUTHORIZATION, CONNECTION, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
@@ -31,8 +31,16 @@ pub struct Onward {
 }
 
 /// Credentials end here; the connection's own headers are made anew.
-const DROPPED: [HeaderName; 8] =
-    [AUTHORIZATION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, HOST, TE, TRAILER, TRANSFER_ENCODING, CONNECTION];
+const DROPPED: [HeaderName; 8] = [
+    AUTHORIZATION,
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    HOST,
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    CONNECTION,
+];
 
 fn headers_to_pass(from: &HeaderMap, upgrading: bool) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(from.len());
@@ -57,9 +65,15 @@ fn headers_to_pass(from: &HeaderMap, upgrading: bool) -> HeaderMap {
 pub async fn pass(stream: BoxStream, mut onward: Onward, stop: CancellationToken) -> Answer {
     let upgrading = onward.upgrade.is_some();
     let failed = |error: hyper::Error| {
-        Status::failure(502, Reason::UNKNOWN, format!("error talking to the backend: {error}"))
+        Status::failure(
+            502,
+            Reason::UNKNOWN,
+            format!("error talking to the backend: {error}"),
+        )
     };
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(failed)?;
     tokio::spawn(async move {
         if let Err(error) = connection.with_upgrades().await {
             tracing::debug!(%error, "a proxied connection ended");
@@ -68,10 +82,9 @@ pub async fn pass(stream: BoxStream, mut onward: Onward, stop: CancellationToken
     let body = onward.body.take().map_or(Body::Empty, Body::Proxied);
     let mut request = Request::new(body);
     *request.method_mut() = onward.method;
-    *request.uri_mut() = onward
-        .target
-        .parse()
-        .map_err(|error| Status::bad_request(format!("the path to proxy to is not a path: {error}")))?;
+    *request.uri_mut() = onward.target.parse().map_err(|error| {
+        Status::bad_request(format!("the path to proxy to is not a path: {error}"))
+    })?;
     *request.headers_mut() = headers_to_pass(&onward.headers, upgrading);
     if let Ok(host) = HeaderValue::from_str(&onward.host) {
         request.headers_mut().insert(HOST, host);
@@ -118,7 +131,9 @@ pub async fn check_refusal(response: Response<Body>, resource: &str, name: &str)
     }
     let code = response.status().as_u16();
     let text = match Limited::new(response.into_body(), MOST).collect().await {
-        Ok(all) => String::from_utf8_lossy(&all.to_bytes()).trim_end().to_owned(),
+        Ok(all) => String::from_utf8_lossy(&all.to_bytes())
+            .trim_end()
+            .to_owned(),
         Err(_) => String::new(),
     };
     // An agent may answer with a Status already.
@@ -130,7 +145,8 @@ pub async fn check_refusal(response: Response<Body>, resource: &str, name: &str)
     Err(match code {
         400 => Status::bad_request(text),
         404 => {
-            let message = format!("the server could not find the requested resource ( {resource} {name})");
+            let message =
+                format!("the server could not find the requested resource ( {resource} {name})");
             let mut status = Status::not_found(&GroupResource::new("", resource), name);
             status.message = message;
             status

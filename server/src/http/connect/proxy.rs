@@ -24,8 +24,16 @@ struct Named<'a> {
 
 fn split(text: &str) -> Option<Named<'_>> {
     let named = match *text.split(':').collect::<Vec<_>>().as_slice() {
-        [name] => Named { scheme: "", name, port: "" },
-        [name, port] => Named { scheme: "", name, port },
+        [name] => Named {
+            scheme: "",
+            name,
+            port: "",
+        },
+        [name, port] => Named {
+            scheme: "",
+            name,
+            port,
+        },
         [scheme, name, port] => Named { scheme, name, port },
         _ => return None,
     };
@@ -44,10 +52,13 @@ pub(super) async fn serve(call: &Call, upgrade: Option<OnUpgrade>, body: Incomin
         }
         return Ok(response);
     }
-    let named = split(&info.name)
-        .ok_or_else(|| Status::bad_request(format!("invalid {} request {:?}", info.resource, info.name)))?;
+    let named = split(&info.name).ok_or_else(|| {
+        Status::bad_request(format!("invalid {} request {:?}", info.resource, info.name))
+    })?;
     if named.scheme == "https" && info.resource != "nodes" {
-        return Err(Status::bad_request("proxying to https ports of pods is not supported"));
+        return Err(Status::bad_request(
+            "proxying to https ports of pods is not supported",
+        ));
     }
     let mut host = named.name.to_owned();
     let address;
@@ -65,11 +76,22 @@ pub(super) async fn serve(call: &Call, upgrade: Option<OnUpgrade>, body: Incomin
             Place::PodNetwork(address)
         }
     };
-    let stream = call.app.dialer.dial(place).await.map_err(|why| match place {
-        Place::NodeApi { .. } => dial_error(why),
-        Place::PodNetwork(_) => Status::service_unavailable(format!("error trying to reach service: {why}")),
-    })?;
-    let mut target = if rest.is_empty() { "/".to_owned() } else { rest.to_owned() };
+    let stream = call
+        .app
+        .dialer
+        .dial(place)
+        .await
+        .map_err(|why| match place {
+            Place::NodeApi { .. } => dial_error(why),
+            Place::PodNetwork(_) => {
+                Status::service_unavailable(format!("error trying to reach service: {why}"))
+            }
+        })?;
+    let mut target = if rest.is_empty() {
+        "/".to_owned()
+    } else {
+        rest.to_owned()
+    };
     if let Some(query) = call.uri.query() {
         target.push('?');
         target.push_str(query);
@@ -87,7 +109,9 @@ pub(super) async fn serve(call: &Call, upgrade: Option<OnUpgrade>, body: Incomin
 
 /// What stands behind `.../proxy` in the path as it came, with its leading slash.
 fn raw_rest(path: &str) -> &str {
-    let Some(at) = path.find("/proxy") else { return "" };
+    let Some(at) = path.find("/proxy") else {
+        return "";
+    };
     let rest = &path[at + "/proxy".len()..];
     if rest.starts_with('/') { rest } else { "" }
 }
@@ -100,8 +124,13 @@ fn pod_address(pod: &Value, port: &str) -> Result<SocketAddr, Status> {
         .ok_or_else(|| Status::bad_request("address not allowed"))?;
     let port = match port {
         "" => {
-            let containers = pod["spec"]["containers"].as_array().cloned().unwrap_or_default();
-            let first = containers.iter().find_map(|c| c["ports"][0]["containerPort"].as_u64());
+            let containers = pod["spec"]["containers"]
+                .as_array()
+                .cloned()
+                .unwrap_or_default();
+            let first = containers
+                .iter()
+                .find_map(|c| c["ports"][0]["containerPort"].as_u64());
             first.and_then(|p| u16::try_from(p).ok()).unwrap_or(80)
         }
         port => port
@@ -115,19 +144,35 @@ fn pod_address(pod: &Value, port: &str) -> Result<SocketAddr, Status> {
 fn service_address(call: &Call, service: &Value, port: &str) -> Result<SocketAddr, Status> {
     let name = service["metadata"]["name"].as_str().unwrap_or_default();
     let none = |why: String| Status::service_unavailable(why);
-    let ports = service["spec"]["ports"].as_array().cloned().unwrap_or_default();
+    let ports = service["spec"]["ports"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
     let chosen = ports.iter().find(|p| {
-        port.is_empty() || p["name"].as_str() == Some(port) || p["port"].as_u64().is_some_and(|n| n.to_string() == port)
+        port.is_empty()
+            || p["name"].as_str() == Some(port)
+            || p["port"].as_u64().is_some_and(|n| n.to_string() == port)
     });
     let Some(chosen) = chosen else {
-        return Err(none(format!("no service port {port:?} found for service {name:?}")));
+        return Err(none(format!(
+            "no service port {port:?} found for service {name:?}"
+        )));
     };
     let port_name = chosen["name"].as_str().unwrap_or_default();
-    let table = call.app.registry.cache().table("endpointslices.discovery.k8s.io");
+    let table = call
+        .app
+        .registry
+        .cache()
+        .table("endpointslices.discovery.k8s.io");
     let mut found: Vec<SocketAddr> = Vec::new();
     if let Some(table) = table {
         table.for_each(Some(&call.info.namespace), |slice| {
-            if slice.meta.labels.get("kubernetes.io/service-name").is_none_or(|owner| owner != name) {
+            if slice
+                .meta
+                .labels
+                .get("kubernetes.io/service-name")
+                .is_none_or(|owner| owner != name)
+            {
                 return;
             }
             collect(&slice.value(), port_name, &mut found);
@@ -167,16 +212,40 @@ mod tests {
 
     #[test]
     fn names_carry_scheme_and_port() {
-        assert_eq!(split("web"), Some(Named { scheme: "", name: "web", port: "" }));
-        assert_eq!(split("web:80"), Some(Named { scheme: "", name: "web", port: "80" }));
-        assert_eq!(split("http:web:main"), Some(Named { scheme: "http", name: "web", port: "main" }));
+        assert_eq!(
+            split("web"),
+            Some(Named {
+                scheme: "",
+                name: "web",
+                port: ""
+            })
+        );
+        assert_eq!(
+            split("web:80"),
+            Some(Named {
+                scheme: "",
+                name: "web",
+                port: "80"
+            })
+        );
+        assert_eq!(
+            split("http:web:main"),
+            Some(Named {
+                scheme: "http",
+                name: "web",
+                port: "main"
+            })
+        );
         assert_eq!(split(":80"), None);
         assert_eq!(split("a:b:c:d"), None);
     }
 
     #[test]
     fn the_proxied_path_is_passed_on_as_it_came() {
-        assert_eq!(raw_rest("/api/v1/namespaces/a/pods/x/proxy/a%2Fb/"), "/a%2Fb/");
+        assert_eq!(
+            raw_rest("/api/v1/namespaces/a/pods/x/proxy/a%2Fb/"),
+            "/a%2Fb/"
+        );
         assert_eq!(raw_rest("/api/v1/namespaces/a/pods/x/proxy"), "");
     }
 
@@ -192,7 +261,10 @@ mod tests {
         });
         let mut found = Vec::new();
         collect(&slice, "web", &mut found);
-        let wanted: Vec<SocketAddr> = ["10.42.0.2:8080", "10.42.0.4:8080"].iter().map(|a| a.parse().unwrap()).collect();
+        let wanted: Vec<SocketAddr> = ["10.42.0.2:8080", "10.42.0.4:8080"]
+            .iter()
+            .map(|a| a.parse().unwrap())
+            .collect();
         assert_eq!(found, wanted);
     }
 }

@@ -28,19 +28,56 @@ const DEPTH: usize = 64;
 
 /// Integers that are pointers in Go, or are never left out: their zero means zero.
 const ZERO_COUNTS: &[&str] = &[
-    "activeDeadlineSeconds", "averageUtilization", "backoffLimit", "backoffLimitPerIndex", "completions", "defaultMode",
-    "deletionGracePeriodSeconds", "expirationSeconds", "failedJobsHistoryLimit", "fsGroup", "gracePeriodSeconds",
-    "leaseDurationSeconds", "leaseTransitions", "maxFailedIndexes", "minReplicas", "mode", "parallelism", "priority",
-    "progressDeadlineSeconds", "replicas", "revision", "revisionHistoryLimit", "runAsGroup", "runAsUser",
-    "stabilizationWindowSeconds", "startingDeadlineSeconds", "successfulJobsHistoryLimit",
-    "terminationGracePeriodSeconds", "timeoutSeconds:ClientIPConfig", "tolerationSeconds", "ttlSecondsAfterFinished",
+    "activeDeadlineSeconds",
+    "averageUtilization",
+    "backoffLimit",
+    "backoffLimitPerIndex",
+    "completions",
+    "defaultMode",
+    "deletionGracePeriodSeconds",
+    "expirationSeconds",
+    "failedJobsHistoryLimit",
+    "fsGroup",
+    "gracePeriodSeconds",
+    "leaseDurationSeconds",
+    "leaseTransitions",
+    "maxFailedIndexes",
+    "minReplicas",
+    "mode",
+    "parallelism",
+    "priority",
+    "progressDeadlineSeconds",
+    "replicas",
+    "revision",
+    "revisionHistoryLimit",
+    "runAsGroup",
+    "runAsUser",
+    "stabilizationWindowSeconds",
+    "startingDeadlineSeconds",
+    "successfulJobsHistoryLimit",
+    "terminationGracePeriodSeconds",
+    "timeoutSeconds:ClientIPConfig",
+    "tolerationSeconds",
+    "ttlSecondsAfterFinished",
     "value",
 ];
 
 /// Booleans that are not pointers in Go: their `false` means nothing.
 const FALSE_IS_ABSENT: &[&str] = &[
-    "allowed", "authenticated", "denied", "hostIPC", "hostNetwork", "hostPID", "incomplete", "paused",
-    "publishNotReadyAddresses", "readOnly", "stdin", "stdinOnce", "tty", "unschedulable",
+    "allowed",
+    "authenticated",
+    "denied",
+    "hostIPC",
+    "hostNetwork",
+    "hostPID",
+    "incomplete",
+    "paused",
+    "publishNotReadyAddresses",
+    "readOnly",
+    "stdin",
+    "stdinOnce",
+    "tty",
+    "unschedulable",
 ];
 
 /// Strings that are pointers in Go: empty is a value.
@@ -59,8 +96,14 @@ pub struct Envelope<'a> {
 /// # Errors
 /// Not a protobuf body of Kubernetes.
 pub fn open(body: &[u8]) -> Result<Envelope<'_>, String> {
-    let unknown = body.strip_prefix(MAGIC).ok_or("provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]")?;
-    let mut envelope = Envelope { api_version: String::new(), kind: String::new(), message: &[] };
+    let unknown = body.strip_prefix(MAGIC).ok_or(
+        "provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]",
+    )?;
+    let mut envelope = Envelope {
+        api_version: String::new(),
+        kind: String::new(),
+        message: &[],
+    };
     for field in Fields::new(unknown) {
         match field.map_err(broken)? {
             (1, Wire::Bytes(meta)) => {
@@ -85,7 +128,9 @@ impl Envelope<'_> {
     /// # Errors
     /// The message does not fit the type.
     pub fn decode(&self, ty: &Ty) -> Result<Value, String> {
-        let Ty::Struct(of) = ty else { return Err("this kind has no protobuf form".to_owned()) };
+        let Ty::Struct(of) = ty else {
+            return Err("this kind has no protobuf form".to_owned());
+        };
         let mut object = message(of, self.message, 0)?;
         object.insert("apiVersion".to_owned(), self.api_version.as_str().into());
         object.insert("kind".to_owned(), self.kind.as_str().into());
@@ -144,7 +189,13 @@ fn message(of: &Struct, bytes: &[u8], depth: usize) -> Result<Map<String, Value>
 }
 
 /// Reads the fields of message type `name` into `object`, whose JSON fields are those of `of`.
-fn fill(object: &mut Map<String, Value>, of: &Struct, name: &str, bytes: &[u8], depth: usize) -> Result<(), String> {
+fn fill(
+    object: &mut Map<String, Value>,
+    of: &Struct,
+    name: &str,
+    bytes: &[u8],
+    depth: usize,
+) -> Result<(), String> {
     if depth > DEPTH {
         return Err("proto: messages nest too deep".to_owned());
     }
@@ -152,25 +203,37 @@ fn fill(object: &mut Map<String, Value>, of: &Struct, name: &str, bytes: &[u8], 
     for field in Fields::new(bytes) {
         let (number, wire) = field.map_err(broken)?;
         // Numbers we do not know are of a newer version: passed over, as protobuf readers do.
-        let Some(word) = word(fields, number) else { continue };
+        let Some(word) = word(fields, number) else {
+            continue;
+        };
         if let Some(inner) = word.strip_prefix('>') {
-            let Wire::Bytes(bytes) = wire else { return Err(mismatch(word)) };
+            let Wire::Bytes(bytes) = wire else {
+                return Err(mismatch(word));
+            };
             let package = name.rsplit_once('.').map_or("", |(package, _)| package);
             fill(object, of, &format!("{package}.{inner}"), bytes, depth + 1)?;
             continue;
         }
-        let Some(field) = of.field(word) else { continue };
+        let Some(field) = of.field(word) else {
+            continue;
+        };
         match (&field.ty, wire) {
             (Ty::List(item), wire) => {
                 let value = value(item, wire, word, depth)?;
-                match object.entry(word).or_insert_with(|| Value::Array(Vec::new())) {
+                match object
+                    .entry(word)
+                    .or_insert_with(|| Value::Array(Vec::new()))
+                {
                     Value::Array(list) => list.push(value),
                     _ => return Err(mismatch(word)),
                 }
             }
             (Ty::Map(of), Wire::Bytes(entry)) => {
                 let (key, value) = map_entry(of, entry, word, depth)?;
-                match object.entry(word).or_insert_with(|| Value::Object(Map::new())) {
+                match object
+                    .entry(word)
+                    .or_insert_with(|| Value::Object(Map::new()))
+                {
                     Value::Object(map) => map.insert(key, value),
                     _ => return Err(mismatch(word)),
                 };
@@ -254,16 +317,17 @@ fn value(ty: &Ty, wire: Wire<'_>, field: &str, depth: usize) -> Result<Value, St
         (Ty::Float, Wire::Fixed64(bits)) => f64::from_bits(bits).into(),
         (Ty::Float, Wire::Fixed32(bits)) => f32::from_bits(bits).into(),
         (Ty::Struct(of), Wire::Bytes(bytes)) => Value::Object(message(of, bytes, depth + 1)?),
-        (Ty::Time | Ty::MicroTime, Wire::Bytes(bytes)) => timestamp(bytes, matches!(ty, Ty::MicroTime))?,
+        (Ty::Time | Ty::MicroTime, Wire::Bytes(bytes)) => {
+            timestamp(bytes, matches!(ty, Ty::MicroTime))?
+        }
         (Ty::Quantity, Wire::Bytes(bytes)) => match first(bytes, 1)? {
             Some(Wire::Bytes(text)) => utf8(text)?.into(),
             _ => "0".into(),
         },
         (Ty::IntOrString, Wire::Bytes(bytes)) => int_or_string(bytes)?,
         (Ty::Any, Wire::Bytes(bytes)) => match first(bytes, 1)? {
-            Some(Wire::Bytes(json)) if !json.is_empty() => {
-                serde_json::from_slice(json).map_err(|e| format!("proto: field {field} holds no JSON: {e}"))?
-            }
+            Some(Wire::Bytes(json)) if !json.is_empty() => serde_json::from_slice(json)
+                .map_err(|e| format!("proto: field {field} holds no JSON: {e}"))?,
             _ => Value::Null,
         },
         _ => return Err(mismatch(field)),
@@ -291,17 +355,26 @@ fn timestamp(bytes: &[u8], micro: bool) -> Result<Value, String> {
     };
     let seconds = varint(first(bytes, 1)?);
     let nanos = i32::try_from(varint(first(bytes, 2)?)).unwrap_or(0);
-    let Ok(time) = Timestamp::new(seconds, nanos) else { return Err("proto: a time is out of range".to_owned()) };
-    Ok(if micro { time::format_micro_time(time) } else { time::format_time(time) }.into())
+    let Ok(time) = Timestamp::new(seconds, nanos) else {
+        return Err("proto: a time is out of range".to_owned());
+    };
+    Ok(if micro {
+        time::format_micro_time(time)
+    } else {
+        time::format_time(time)
+    }
+    .into())
 }
 
 /// `IntOrString{type, intVal, strVal}`
 fn int_or_string(bytes: &[u8]) -> Result<Value, String> {
-    Ok(match (first(bytes, 1)?, first(bytes, 2)?, first(bytes, 3)?) {
-        (Some(Wire::Varint(1)), _, Some(Wire::Bytes(text))) => utf8(text)?.into(),
-        (_, Some(Wire::Varint(n)), _) => (n as i64).into(),
-        _ => 0.into(),
-    })
+    Ok(
+        match (first(bytes, 1)?, first(bytes, 2)?, first(bytes, 3)?) {
+            (Some(Wire::Varint(1)), _, Some(Wire::Bytes(text))) => utf8(text)?.into(),
+            (_, Some(Wire::Varint(n)), _) => (n as i64).into(),
+            _ => 0.into(),
+        },
+    )
 }
 
 #[cfg(test)]
@@ -316,7 +389,11 @@ mod tests {
     fn field(number: u64, payload: &[u8]) -> Vec<u8> {
         let mut out = vec![(number << 3) as u8 | 2, payload.len() as u8];
         if number > 15 {
-            out = vec![((number << 3) as u8 & 0x7f) | 0x82, (number >> 4) as u8, payload.len() as u8];
+            out = vec![
+                ((number << 3) as u8 & 0x7f) | 0x82,
+                (number >> 4) as u8,
+                payload.len() as u8,
+            ];
         }
         out.extend_from_slice(payload);
         out
@@ -324,12 +401,22 @@ mod tests {
 
     fn body(api_version: &str, kind: &str, message: &[u8]) -> Vec<u8> {
         let meta = [field(1, api_version.as_bytes()), field(2, kind.as_bytes())].concat();
-        [MAGIC.to_vec(), field(1, &meta), field(2, message), field(3, b""), field(4, b"")].concat()
+        [
+            MAGIC.to_vec(),
+            field(1, &meta),
+            field(2, message),
+            field(3, b""),
+            field(4, b""),
+        ]
+        .concat()
     }
 
     fn decode(group: &str, kind: &str, body: &[u8]) -> Value {
         let descriptor = Catalog::builtin().by_kind(group, "v1", kind).unwrap();
-        open(body).unwrap().decode(&descriptor.schema().root).unwrap()
+        open(body)
+            .unwrap()
+            .decode(&descriptor.schema().root)
+            .unwrap()
     }
 
     #[test]
@@ -347,14 +434,27 @@ mod tests {
         // DeploymentSpec{replicas: 0, minReadySeconds: 0, paused: false}
         let spec = [0x08, 0, 0x28, 0, 0x38, 0];
         let body = body("apps/v1", "Deployment", &field(2, &spec));
-        assert_eq!(decode("apps", "Deployment", &body)["spec"], json!({"replicas": 0}));
+        assert_eq!(
+            decode("apps", "Deployment", &body)["spec"],
+            json!({"replicas": 0})
+        );
     }
 
     #[test]
     fn inlined_messages_quantities_and_int_or_string_stand_where_json_has_them() {
-        let handler = field(2, &[field(1, b"/healthz"), field(2, &[0x08, 1, 0x1a, 2, b'p', b'1'])].concat());
+        let handler = field(
+            2,
+            &[
+                field(1, b"/healthz"),
+                field(2, &[0x08, 1, 0x1a, 2, b'p', b'1']),
+            ]
+            .concat(),
+        );
         let probe = [field(1, &handler), vec![0x10, 5]].concat();
-        let limits = field(1, &[field(1, b"cpu"), field(2, &field(1, b"100m"))].concat());
+        let limits = field(
+            1,
+            &[field(1, b"cpu"), field(2, &field(1, b"100m"))].concat(),
+        );
         let container = [field(1, b"c"), field(8, &limits), field(10, &probe)].concat();
         let volume = [field(1, b"v"), field(2, &field(2, b""))].concat();
         let spec = [field(1, &volume), field(2, &container)].concat();
@@ -395,7 +495,10 @@ mod tests {
         fn collect(name: &str, words: &mut Vec<String>) {
             for word in numbers().get(name).copied().unwrap_or_default().split(' ') {
                 match word.strip_prefix('>') {
-                    Some(inner) => collect(&format!("{}.{inner}", name.rsplit_once('.').unwrap().0), words),
+                    Some(inner) => collect(
+                        &format!("{}.{inner}", name.rsplit_once('.').unwrap().0),
+                        words,
+                    ),
                     None => words.push(word.to_owned()),
                 }
             }
@@ -407,12 +510,22 @@ mod tests {
         assert!(seen.len() > 100, "{}", seen.len());
         // Alpha in v1.36, behind gates that are off, and status that clients do not send.
         const UNNUMBERED: [&str; 10] = [
-            "PodSpec.schedulingGroup", "PodSchedulingGroup.podGroupName", "ResourceHealth.message",
-            "VolumeMountStatus.volumeStatus", "VolumeStatus.image", "ImageVolumeStatus.imageRef",
-            "PodStatus.nodeAllocatableResourceClaimStatuses", "NodeAllocatableResourceClaimStatus.containers",
-            "NodeAllocatableResourceClaimStatus.resourceClaimName", "NodeAllocatableResourceClaimStatus.resources",
+            "PodSpec.schedulingGroup",
+            "PodSchedulingGroup.podGroupName",
+            "ResourceHealth.message",
+            "VolumeMountStatus.volumeStatus",
+            "VolumeStatus.image",
+            "ImageVolumeStatus.imageRef",
+            "PodStatus.nodeAllocatableResourceClaimStatuses",
+            "NodeAllocatableResourceClaimStatus.containers",
+            "NodeAllocatableResourceClaimStatus.resourceClaimName",
+            "NodeAllocatableResourceClaimStatus.resources",
         ];
-        missing.retain(|field| !UNNUMBERED.iter().any(|known| field.strip_prefix("io.k8s.api.core.v1.") == Some(known)));
+        missing.retain(|field| {
+            !UNNUMBERED
+                .iter()
+                .any(|known| field.strip_prefix("io.k8s.api.core.v1.") == Some(known))
+        });
         assert_eq!(missing, Vec::<String>::new());
     }
 
@@ -422,6 +535,11 @@ mod tests {
         assert!(open(b"nonsense").is_err());
         assert!(open(b"k8s\0\xff").is_err());
         let truncated = body("v1", "Pod", &[0x12, 9, 1]);
-        assert!(open(&truncated).unwrap().decode(&descriptor.schema().root).is_err());
+        assert!(
+            open(&truncated)
+                .unwrap()
+                .decode(&descriptor.schema().root)
+                .is_err()
+        );
     }
 }

@@ -81,10 +81,18 @@ mod tests {
         let fields: Vec<_> = Fields::new(&message).collect();
         assert_eq!(
             fields,
-            [Ok((1, Wire::Varint(150))), Ok((2, Wire::Bytes(b"hi"))), Ok((3, Wire::Fixed32(1)))]
+            [
+                Ok((1, Wire::Varint(150))),
+                Ok((2, Wire::Bytes(b"hi"))),
+                Ok((3, Wire::Fixed32(1)))
+            ]
         );
         for broken in [&[0x08][..], &[0x12, 5, b'h'], &[0x0b], &[0xff; 12]] {
-            assert_eq!(Fields::new(broken).last(), Some(Err(Truncated)), "{broken:?}");
+            assert_eq!(
+                Fields::new(broken).last(),
+                Some(Err(Truncated)),
+                "{broken:?}"
+            );
         }
     }
 }

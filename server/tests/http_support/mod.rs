@@ -104,7 +104,7 @@ impl World {
 
     /// `kubectl apply -f -`
     pub async fn apply(&self, yaml: &str) -> String {
-        let (ok, out, err) = self.kubectl_raw(&["apply", "-f", "-"], yaml).await;
+        let (ok, out, err) = self.kubectl_raw(&["apply", "-f", "-"], &format!("# YAML, also where it looks like JSON\n{yaml}")).await;
         assert!(ok, "apply: {err}");
         out
     }

@@ -221,8 +221,20 @@ fn patch(old: &Map<String, Value>, new: &Map<String, Value>) -> Value {
         if field == "conditions"
             && let Value::Array(list) = &mut value
         {
-            let had = old.get(field).and_then(Value::as_array);
-            list.retain(|c| !had.is_some_and(|h| h.contains(c)));
+            let had = old
+                .get(field)
+                .and_then(Value::as_array)
+                .map_or(&[][..], Vec::as_slice);
+            list.retain(|c| !had.contains(c));
+            // Conditions merge by type: what a condition no longer says has to be taken back.
+            for condition in list {
+                let before = had.iter().find(|h| h["type"] == condition["type"]);
+                for gone in before.and_then(Value::as_object).into_iter().flatten() {
+                    if condition.get(gone.0).is_none() {
+                        condition[gone.0] = Value::Null;
+                    }
+                }
+            }
         }
         out.insert(field.clone(), value);
     }
@@ -249,14 +261,14 @@ mod tests {
         };
         let old = map(
             json!({"phase": "Pending", "podIPs": [{"ip": "1"}], "reason": "x", "qosClass": "B",
-            "conditions": [{"type": "A", "status": "True"}, {"type": "B", "status": "False"}]}),
+            "conditions": [{"type": "A", "status": "True"}, {"type": "B", "status": "False", "reason": "r"}]}),
         );
         let new = map(
             json!({"phase": "Running", "podIPs": [{"ip": "2"}], "qosClass": "B",
             "conditions": [{"type": "A", "status": "True"}, {"type": "B", "status": "True"}]}),
         );
         let want = json!({"phase": "Running", "podIPs": [{"ip": "2"}, {"$patch": "delete", "ip": "1"}], "reason": null,
-            "conditions": [{"type": "B", "status": "True"}]});
+            "conditions": [{"type": "B", "status": "True", "reason": null}]});
         assert_eq!(patch(&old, &new), want);
     }
 }

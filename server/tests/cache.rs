@@ -36,11 +36,19 @@ fn pod(name: &str, extra: Value) -> Value {
 
 fn put(revision: u64, name: &str, extra: Value) -> Record {
     let value = Some(encode(&mut pod(name, extra)));
-    Record { revision, key: Key::new("pods", "default", name), value }
+    Record {
+        revision,
+        key: Key::new("pods", "default", name),
+        value,
+    }
 }
 
 fn deleted(revision: u64, name: &str) -> Record {
-    Record { revision, key: Key::new("pods", "default", name), value: None }
+    Record {
+        revision,
+        key: Key::new("pods", "default", name),
+        value: None,
+    }
 }
 
 fn names(objects: &[Arc<Object>]) -> Vec<&str> {
@@ -56,7 +64,10 @@ fn objects_carry_their_revision_and_their_event_line_shares_their_bytes() {
     assert_eq!(object.value()["spec"]["nodeName"], "n");
     let line = object.event_line(EventType::Added);
     let event: Value = serde_json::from_slice(&line).unwrap();
-    assert_eq!((&event["type"], &event["object"]), (&json!("ADDED"), &object.value()));
+    assert_eq!(
+        (&event["type"], &event["object"]),
+        (&json!("ADDED"), &object.value())
+    );
     assert!(line.ends_with(b"}\n"));
     let inside = line.as_ptr_range();
     assert!(inside.contains(&object.bytes.as_ptr()));
@@ -79,8 +90,15 @@ fn lists_are_ordered_and_indices_follow_changes() {
     assert_eq!(table.list(Some("other")).items.len(), 0);
     assert_eq!(names(&table.by_field("spec.nodeName", "n1")), ["b", "c"]);
     assert_eq!(names(&table.by_owner("owner")), ["a"]);
-    cache.apply(&[put(4, "c", json!({"spec": {"nodeName": "n2"}})), deleted(5, "b"), put(6, "a", json!({}))]);
-    assert_eq!(names(&table.by_field("spec.nodeName", "n1")), Vec::<&str>::new());
+    cache.apply(&[
+        put(4, "c", json!({"spec": {"nodeName": "n2"}})),
+        deleted(5, "b"),
+        put(6, "a", json!({})),
+    ]);
+    assert_eq!(
+        names(&table.by_field("spec.nodeName", "n1")),
+        Vec::<&str>::new()
+    );
     assert_eq!(names(&table.by_field("spec.nodeName", "n2")), ["c"]);
     assert_eq!(names(&table.by_owner("owner")), Vec::<&str>::new());
     assert_eq!((table.len(), table.revision()), (2, 6));
@@ -89,7 +107,10 @@ fn lists_are_ordered_and_indices_follow_changes() {
 #[test]
 fn the_past_can_be_listed_as_it_was() {
     let (cache, table) = pods();
-    cache.apply(&[put(1, "a", json!({"spec": {"nodeName": "n1"}})), put(2, "b", json!({}))]);
+    cache.apply(&[
+        put(1, "a", json!({"spec": {"nodeName": "n1"}})),
+        put(2, "b", json!({})),
+    ]);
     cache.apply(&[
         put(3, "a", json!({"spec": {"nodeName": "n2"}})),
         deleted(4, "b"),
@@ -101,7 +122,10 @@ fn the_past_can_be_listed_as_it_was() {
     assert_eq!(then.items[0].value()["spec"]["nodeName"], "n1");
     assert_eq!(then.items[1].value()["spec"], json!({}));
     assert_eq!(names(&table.list_at(None, 4).unwrap().items), ["a"]);
-    assert_eq!(names(&table.list_at(None, 6).unwrap().items), ["a", "b", "c"]);
+    assert_eq!(
+        names(&table.list_at(None, 6).unwrap().items),
+        ["a", "b", "c"]
+    );
 }
 
 #[tokio::test]
@@ -112,12 +136,21 @@ async fn a_watch_resumes_after_any_revision_in_the_ring_and_is_told_if_it_is_gon
     }
     let mut watch = table.subscribe(4).unwrap();
     let events = watch.next().await.unwrap();
-    assert_eq!(events.iter().map(|event| event.revision).collect::<Vec<_>>(), [5, 6, 7, 8, 9, 10]);
+    assert_eq!(
+        events
+            .iter()
+            .map(|event| event.revision)
+            .collect::<Vec<_>>(),
+        [5, 6, 7, 8, 9, 10]
+    );
     assert_eq!(events[0].prev.as_ref().unwrap().meta.revision, 4);
     for revision in 11..=20_000 {
         cache.apply(&[put(revision, "a", json!({}))]);
     }
-    assert!(watch.next().await.is_err(), "a watch that fell off the ring must not go on");
+    assert!(
+        watch.next().await.is_err(),
+        "a watch that fell off the ring must not go on"
+    );
     let gone = table.subscribe(10).err().unwrap();
     assert!(gone.oldest > 10 && gone.oldest < 20_000);
     assert!(table.subscribe(gone.oldest).is_ok());
@@ -138,7 +171,11 @@ fn the_ring_is_bounded_by_bytes() {
 fn bookmarks_never_run_ahead_of_events() {
     let (cache, table) = pods();
     let mut watch = table.subscribe(0).unwrap();
-    let other = Record { revision: 1, key: Key::new("nodes", "", "n"), value: Some(Bytes::from_static(br#"{"metadata":{"name":"n"}}"#)) };
+    let other = Record {
+        revision: 1,
+        key: Key::new("nodes", "", "n"),
+        value: Some(Bytes::from_static(br#"{"metadata":{"name":"n"}}"#)),
+    };
     cache.apply(&[other]);
     assert_eq!(watch.idle_revision(), Some(1));
     cache.apply(&[put(2, "a", json!({}))]);
@@ -173,7 +210,11 @@ async fn list_and_watch_lose_and_repeat_nothing_under_load() {
         move || {
             for revision in 1..=LAST {
                 let name = format!("p{}", revision % 7);
-                let record = if revision % 5 == 0 { deleted(revision, &name) } else { put(revision, &name, json!({})) };
+                let record = if revision % 5 == 0 {
+                    deleted(revision, &name)
+                } else {
+                    put(revision, &name, json!({}))
+                };
                 cache.apply(&[record]);
                 // Watches that fall off the ring are another test.
                 if revision % 64 == 0 {
@@ -188,8 +229,11 @@ async fn list_and_watch_lose_and_repeat_nothing_under_load() {
         let (table, done) = (table.clone(), done.clone());
         watchers.push(tokio::spawn(async move {
             let (snapshot, mut watch) = table.list_and_watch(None);
-            let mut state: std::collections::BTreeMap<String, u64> =
-                snapshot.items.iter().map(|object| (object.meta.name.to_string(), object.meta.revision)).collect();
+            let mut state: std::collections::BTreeMap<String, u64> = snapshot
+                .items
+                .iter()
+                .map(|object| (object.meta.name.to_string(), object.meta.revision))
+                .collect();
             let mut last = snapshot.revision;
             loop {
                 let finished = done.load(Ordering::Acquire);
@@ -198,7 +242,10 @@ async fn list_and_watch_lose_and_repeat_nothing_under_load() {
                     assert!(event.revision > last, "{} after {last}", event.revision);
                     last = event.revision;
                     let name = event.object.meta.name.to_string();
-                    assert_eq!(event.prev.as_ref().map(|prev| prev.meta.revision), state.get(&name).copied());
+                    assert_eq!(
+                        event.prev.as_ref().map(|prev| prev.meta.revision),
+                        state.get(&name).copied()
+                    );
                     match event.kind {
                         EventType::Deleted => drop(state.remove(&name)),
                         _ => drop(state.insert(name, event.revision)),
@@ -212,8 +259,12 @@ async fn list_and_watch_lose_and_repeat_nothing_under_load() {
         }));
     }
     writer.join().unwrap();
-    let truth: std::collections::BTreeMap<String, u64> =
-        table.list(None).items.iter().map(|object| (object.meta.name.to_string(), object.meta.revision)).collect();
+    let truth: std::collections::BTreeMap<String, u64> = table
+        .list(None)
+        .items
+        .iter()
+        .map(|object| (object.meta.name.to_string(), object.meta.revision))
+        .collect();
     for watcher in watchers {
         assert_eq!(watcher.await.unwrap(), truth);
     }

@@ -26,7 +26,9 @@ impl Privileges for All {
 
 fn cpu() -> Duration {
     let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF).unwrap();
-    let of = |time: nix::sys::time::TimeVal| Duration::new(time.tv_sec() as u64, time.tv_usec() as u32 * 1000);
+    let of = |time: nix::sys::time::TimeVal| {
+        Duration::new(time.tv_sec() as u64, time.tv_usec() as u32 * 1000)
+    };
     of(usage.user_time()) + of(usage.system_time())
 }
 
@@ -37,9 +39,17 @@ async fn creates_per_second() {
     let store: Arc<dyn Store> =
         Arc::new(SqliteStore::open(&dir.path().join("state.db"), Options::default()).unwrap());
     let catalog = Arc::new(Catalog::builtin());
-    let cache = Cache::start(&*store, Registry::tables(&catalog)).await.unwrap();
-    let registry =
-        Arc::new(Registry::new(store, cache, catalog, Arc::new(Open), Arc::new(All), ClusterConfig::default()));
+    let cache = Cache::start(&*store, Registry::tables(&catalog))
+        .await
+        .unwrap();
+    let registry = Arc::new(Registry::new(
+        store,
+        cache,
+        catalog,
+        Arc::new(Open),
+        Arc::new(All),
+        ClusterConfig::default(),
+    ));
     let user = Arc::new(UserInfo::apiserver());
     let padding = "x".repeat(800);
     for callers in [1, 16, 64] {
@@ -75,9 +85,17 @@ async fn creates_per_second() {
             used.as_secs_f64() * 1000.0 / count as f64
         );
     }
-    let cx = Context::new(user, registry.catalog().by_resource("configmaps").unwrap(), "");
+    let cx = Context::new(
+        user,
+        registry.catalog().by_resource("configmaps").unwrap(),
+        "",
+    );
     let begin = Instant::now();
     let listed = registry.list(&cx, &ListOptions::default()).await.unwrap();
     let bytes: usize = listed.chunks(&cx.descriptor).iter().map(Bytes::len).sum();
-    println!("list of {} objects, {bytes} bytes: {:.2} ms", listed.items.len(), begin.elapsed().as_secs_f64() * 1000.0);
+    println!(
+        "list of {} objects, {bytes} bytes: {:.2} ms",
+        listed.items.len(),
+        begin.elapsed().as_secs_f64() * 1000.0
+    );
 }

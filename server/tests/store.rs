@@ -23,11 +23,18 @@ fn put(name: &str, expect: Expect, value: &str) -> Write {
 }
 
 fn lazily(write: Write) -> Write {
-    Write { durability: Durability::Lazy, ..write }
+    Write {
+        durability: Durability::Lazy,
+        ..write
+    }
 }
 
 fn delete(name: &str, revision: u64) -> Write {
-    Write { change: Change::Delete, frees: true, ..put(name, Expect::Revision(revision), "") }
+    Write {
+        change: Change::Delete,
+        frees: true,
+        ..put(name, Expect::Revision(revision), "")
+    }
 }
 
 fn open(dir: &Path, options: Options) -> SqliteStore {
@@ -49,28 +56,42 @@ async fn live(store: &SqliteStore) -> Vec<(String, u64, String)> {
     let sink = found.clone();
     let visit = Box::new(move |record: Record| {
         let name = record.key.name().to_owned();
-        let text = record.value.map(|value| String::from_utf8(value.to_vec()).unwrap());
+        let text = record
+            .value
+            .map(|value| String::from_utf8(value.to_vec()).unwrap());
         match text {
             Some(text) => drop(sink.lock().unwrap().insert(name, (record.revision, text))),
             None => drop(sink.lock().unwrap().remove(&name)),
         }
     });
-    store.load("", store.position().revision, visit).await.unwrap();
+    store
+        .load("", store.position().revision, visit)
+        .await
+        .unwrap();
     let found = found.lock().unwrap();
-    found.iter().map(|(name, (revision, value))| (name.clone(), *revision, value.clone())).collect()
+    found
+        .iter()
+        .map(|(name, (revision, value))| (name.clone(), *revision, value.clone()))
+        .collect()
 }
 
 async fn told(store: &SqliteStore, after: u64) -> Result<Arc<Mutex<Vec<Record>>>, StoreError> {
     let records = Arc::new(Mutex::new(Vec::new()));
     let sink = records.clone();
-    store.watch(after, Box::new(move |batch| sink.lock().unwrap().extend_from_slice(batch))).await?;
+    store
+        .watch(
+            after,
+            Box::new(move |batch| sink.lock().unwrap().extend_from_slice(batch)),
+        )
+        .await?;
     Ok(records)
 }
 
 fn rows(dir: &Path) -> i64 {
     let copy = crash(dir);
     let db = rusqlite::Connection::open(copy.path().join("state.db")).unwrap();
-    db.query_row("SELECT count(*) FROM log", [], |row| row.get(0)).unwrap()
+    db.query_row("SELECT count(*) FROM log", [], |row| row.get(0))
+        .unwrap()
 }
 
 #[tokio::test]
@@ -78,7 +99,10 @@ async fn what_was_acknowledged_survives_a_crash() {
     let dir = TempDir::new().unwrap();
     let store = open(dir.path(), Options::default());
     let a = store.commit(put("a", Expect::Absent, "1")).await.unwrap();
-    let a = store.commit(put("a", Expect::Revision(a), "2")).await.unwrap();
+    let a = store
+        .commit(put("a", Expect::Revision(a), "2"))
+        .await
+        .unwrap();
     let b = store.commit(put("b", Expect::Absent, "1")).await.unwrap();
     store.commit(delete("b", b)).await.unwrap();
     let after = crash(dir.path());
@@ -94,11 +118,17 @@ async fn a_change_happens_only_if_its_expectation_holds() {
     let first = store.commit(put("a", Expect::Absent, "1")).await.unwrap();
     let again = store.commit(put("a", Expect::Absent, "1")).await;
     assert!(matches!(again, Err(StoreError::Conflict { current: Some(now) }) if now == first));
-    let second = store.commit(put("a", Expect::Revision(first), "2")).await.unwrap();
+    let second = store
+        .commit(put("a", Expect::Revision(first), "2"))
+        .await
+        .unwrap();
     let stale = store.commit(put("a", Expect::Revision(first), "3")).await;
     assert!(matches!(stale, Err(StoreError::Conflict { current: Some(now) }) if now == second));
     let missing = store.commit(delete("b", 1)).await;
-    assert!(matches!(missing, Err(StoreError::Conflict { current: None })));
+    assert!(matches!(
+        missing,
+        Err(StoreError::Conflict { current: None })
+    ));
     store.commit(delete("a", second)).await.unwrap();
     store.commit(put("a", Expect::Absent, "4")).await.unwrap();
 }
@@ -107,7 +137,10 @@ async fn a_change_happens_only_if_its_expectation_holds() {
 async fn watchers_are_told_every_change_once_and_in_order_before_its_author() {
     let dir = TempDir::new().unwrap();
     let store = Arc::new(open(dir.path(), Options::default()));
-    store.commit(put("early", Expect::Absent, "1")).await.unwrap();
+    store
+        .commit(put("early", Expect::Absent, "1"))
+        .await
+        .unwrap();
     let records = told(&store, 0).await.unwrap();
     let mut tasks = Vec::new();
     for task in 0..16 {
@@ -117,7 +150,13 @@ async fn watchers_are_told_every_change_once_and_in_order_before_its_author() {
                 let write = put(&format!("{task}-{n}"), Expect::Absent, "x");
                 let write = if n % 3 == 0 { lazily(write) } else { write };
                 let revision = store.commit(write).await.unwrap();
-                assert!(records.lock().unwrap().iter().any(|record| record.revision == revision));
+                assert!(
+                    records
+                        .lock()
+                        .unwrap()
+                        .iter()
+                        .any(|record| record.revision == revision)
+                );
             }
         }));
     }
@@ -126,7 +165,11 @@ async fn watchers_are_told_every_change_once_and_in_order_before_its_author() {
     }
     let records = records.lock().unwrap();
     assert_eq!(records.len(), 16 * 20 + 1);
-    assert!(records.windows(2).all(|pair| pair[0].revision < pair[1].revision));
+    assert!(
+        records
+            .windows(2)
+            .all(|pair| pair[0].revision < pair[1].revision)
+    );
 }
 
 #[tokio::test]
@@ -135,7 +178,10 @@ async fn revisions_are_never_given_out_twice_even_when_lazy_writes_are_lost() {
     let store = open(dir.path(), Options::default());
     let mut last = store.commit(put("a", Expect::Absent, "1")).await.unwrap();
     for n in 0..5000 {
-        last = store.commit(lazily(put(&format!("lazy-{n}"), Expect::Absent, "x"))).await.unwrap();
+        last = store
+            .commit(lazily(put(&format!("lazy-{n}"), Expect::Absent, "x")))
+            .await
+            .unwrap();
     }
     let after = crash(dir.path());
     let store = open(after.path(), Options::default());
@@ -150,9 +196,15 @@ async fn an_orderly_stop_loses_nothing_and_wastes_no_revision() {
     let dir = TempDir::new().unwrap();
     let store = open(dir.path(), Options::default());
     store.commit(put("a", Expect::Absent, "1")).await.unwrap();
-    let last = store.commit(lazily(put("lazy", Expect::Absent, "x"))).await.unwrap();
+    let last = store
+        .commit(lazily(put("lazy", Expect::Absent, "x")))
+        .await
+        .unwrap();
     store.close().await.unwrap();
-    assert!(matches!(store.commit(put("b", Expect::Absent, "1")).await, Err(StoreError::Closed)));
+    assert!(matches!(
+        store.commit(put("b", Expect::Absent, "1")).await,
+        Err(StoreError::Closed)
+    ));
     let store = open(dir.path(), Options::default());
     assert_eq!(store.position().revision, last);
     assert_eq!(live(&store).await.len(), 2);
@@ -167,7 +219,10 @@ async fn a_heartbeat_is_written_once_however_often_it_beats() {
         ..Options::default()
     };
     let store = open(dir.path(), options);
-    let mut revision = store.commit(lazily(put("lease", Expect::Absent, "0"))).await.unwrap();
+    let mut revision = store
+        .commit(lazily(put("lease", Expect::Absent, "0")))
+        .await
+        .unwrap();
     let deadline = Instant::now() + Duration::from_secs(10);
     while rows(dir.path()) == 0 && Instant::now() < deadline {
         tokio::task::yield_now().await;
@@ -179,15 +234,24 @@ async fn a_heartbeat_is_written_once_however_often_it_beats() {
     assert_eq!(rows(dir.path()), 1);
     store.close().await.unwrap();
     let store = open(dir.path(), Options::default());
-    assert_eq!(live(&store).await, [("lease".to_owned(), revision, "199".to_owned())]);
+    assert_eq!(
+        live(&store).await,
+        [("lease".to_owned(), revision, "199".to_owned())]
+    );
 }
 
 #[tokio::test]
 async fn an_event_that_comes_and_goes_in_between_is_never_written() {
     let dir = TempDir::new().unwrap();
     let store = open(dir.path(), Options::default());
-    let revision = store.commit(lazily(put("event", Expect::Absent, "x"))).await.unwrap();
-    store.commit(lazily(delete("event", revision))).await.unwrap();
+    let revision = store
+        .commit(lazily(put("event", Expect::Absent, "x")))
+        .await
+        .unwrap();
+    store
+        .commit(lazily(delete("event", revision)))
+        .await
+        .unwrap();
     store.close().await.unwrap();
     assert_eq!(rows(dir.path()), 0);
     let store = open(dir.path(), Options::default());
@@ -197,22 +261,42 @@ async fn an_event_that_comes_and_goes_in_between_is_never_written() {
 #[tokio::test]
 async fn history_is_bounded_and_says_where_it_begins() {
     let dir = TempDir::new().unwrap();
-    let store = open(dir.path(), Options { keep_rows: 50, ..Options::default() });
+    let store = open(
+        dir.path(),
+        Options {
+            keep_rows: 50,
+            ..Options::default()
+        },
+    );
     let mut revision = store.commit(put("a", Expect::Absent, "0")).await.unwrap();
     for n in 0..1000 {
-        revision = store.commit(put("a", Expect::Revision(revision), &n.to_string())).await.unwrap();
+        revision = store
+            .commit(put("a", Expect::Revision(revision), &n.to_string()))
+            .await
+            .unwrap();
     }
     assert!(rows(dir.path()) < 400);
     let horizon = store.position().horizon;
     assert!(horizon > 500 && horizon < revision);
-    assert!(matches!(told(&store, horizon - 1).await, Err(StoreError::Compacted { .. })));
+    assert!(matches!(
+        told(&store, horizon - 1).await,
+        Err(StoreError::Compacted { .. })
+    ));
     let records = told(&store, horizon).await.unwrap();
-    let revisions: Vec<u64> = records.lock().unwrap().iter().map(|record| record.revision).collect();
+    let revisions: Vec<u64> = records
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|record| record.revision)
+        .collect();
     assert_eq!(revisions, (horizon + 1..=revision).collect::<Vec<_>>());
     let after = crash(dir.path());
     let store = open(after.path(), Options::default());
     assert_eq!(store.position().horizon, horizon);
-    assert_eq!(told(&store, horizon).await.unwrap().lock().unwrap().len(), revisions.len());
+    assert_eq!(
+        told(&store, horizon).await.unwrap().lock().unwrap().len(),
+        revisions.len()
+    );
 }
 
 #[tokio::test]
@@ -221,13 +305,18 @@ async fn compaction_forgets_what_is_obsolete_and_nothing_else() {
     let store = open(dir.path(), Options::default());
     let a = store.commit(put("a", Expect::Absent, "1")).await.unwrap();
     let b = store.commit(put("b", Expect::Absent, "1")).await.unwrap();
-    let a = store.commit(put("a", Expect::Revision(a), "2")).await.unwrap();
+    let a = store
+        .commit(put("a", Expect::Revision(a), "2"))
+        .await
+        .unwrap();
     let gone = store.commit(delete("b", b)).await.unwrap();
     assert_eq!(rows(dir.path()), 4);
     store.compact(gone).await.unwrap();
     assert_eq!(rows(dir.path()), 1);
     assert_eq!(live(&store).await, [("a".to_owned(), a, "2".to_owned())]);
-    assert!(matches!(told(&store, a).await, Err(StoreError::Compacted { horizon }) if horizon == gone));
+    assert!(
+        matches!(told(&store, a).await, Err(StoreError::Compacted { horizon }) if horizon == gone)
+    );
 }
 
 #[tokio::test]
@@ -236,18 +325,30 @@ async fn a_damaged_file_is_set_aside_and_the_backup_takes_its_place() {
     let (path, backup) = (dir.path().join("state.db"), dir.path().join("backup.db"));
     let store = open(dir.path(), Options::default());
     for n in 0..200 {
-        store.commit(put(&n.to_string(), Expect::Absent, &"x".repeat(2000))).await.unwrap();
+        store
+            .commit(put(&n.to_string(), Expect::Absent, &"x".repeat(2000)))
+            .await
+            .unwrap();
     }
     store.backup(&backup).await.unwrap();
-    let last = store.commit(put("late", Expect::Absent, "x")).await.unwrap();
+    let last = store
+        .commit(put("late", Expect::Absent, "x"))
+        .await
+        .unwrap();
     store.close().await.unwrap();
     let mut bytes = std::fs::read(&path).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle..middle + 20_000].fill(0x5a);
     std::fs::write(&path, bytes).unwrap();
 
-    assert!(matches!(SqliteStore::open(&path, Options::default()), Err(StoreError::Corrupt(_))));
-    let options = Options { backup: Some(backup), ..Options::default() };
+    assert!(matches!(
+        SqliteStore::open(&path, Options::default()),
+        Err(StoreError::Corrupt(_))
+    ));
+    let options = Options {
+        backup: Some(backup),
+        ..Options::default()
+    };
     let opened = SqliteStore::open_or_quarantine(&path, options).unwrap();
     assert!(opened.quarantined.is_some_and(|aside| aside.exists()));
     assert_eq!(live(&opened.store).await.len(), 200);
@@ -259,9 +360,16 @@ async fn a_damaged_file_is_set_aside_and_the_backup_takes_its_place() {
 async fn backups_are_made_by_themselves_and_only_when_something_changed() {
     let dir = TempDir::new().unwrap();
     let backup = dir.path().join("backup.db");
-    let options = Options { backup: Some(backup.clone()), backup_every: Duration::ZERO, ..Options::default() };
+    let options = Options {
+        backup: Some(backup.clone()),
+        backup_every: Duration::ZERO,
+        ..Options::default()
+    };
     let store = open(dir.path(), options);
-    store.commit(lazily(put("lease", Expect::Absent, "1"))).await.unwrap();
+    store
+        .commit(lazily(put("lease", Expect::Absent, "1")))
+        .await
+        .unwrap();
     store.compact(0).await.unwrap();
     assert!(!backup.exists());
     store.commit(put("a", Expect::Absent, "1")).await.unwrap();
@@ -293,20 +401,44 @@ fn a_full_disk_refuses_writes_clearly_lets_deletions_pass_and_recovers() {
         }
         let none = None::<&str>;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-        mount(Some("tmpfs"), &place, Some("tmpfs"), MsFlags::empty(), Some("size=8m")).unwrap();
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(fill_and_recover(&place));
+        mount(
+            Some("tmpfs"),
+            &place,
+            Some("tmpfs"),
+            MsFlags::empty(),
+            Some("size=8m"),
+        )
+        .unwrap();
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(fill_and_recover(&place));
     });
     test.join().unwrap();
 }
 
 async fn fill_and_recover(dir: &Path) {
-    let store = open(dir, Options { full_retry: Duration::ZERO, ..Options::default() });
+    let store = open(
+        dir,
+        Options {
+            full_retry: Duration::ZERO,
+            ..Options::default()
+        },
+    );
     let value = "x".repeat(10_000);
     let mut revisions = Vec::new();
     let mut refusals: Vec<StoreError> = Vec::new();
     // Making room after the first refusal may find some: full is what stays full.
     while refusals.len() < 5 {
-        match store.commit(put(&format!("n{}", revisions.len()), Expect::Absent, &value)).await {
+        match store
+            .commit(put(
+                &format!("n{}", revisions.len()),
+                Expect::Absent,
+                &value,
+            ))
+            .await
+        {
             Ok(revision) => {
                 revisions.push(revision);
                 refusals.clear();
@@ -320,10 +452,16 @@ async fn fill_and_recover(dir: &Path) {
     assert!(refusal.to_string().contains("full"));
     assert_eq!(live(&store).await.len(), revisions.len());
     for (n, revision) in revisions.iter().enumerate() {
-        store.commit(delete(&format!("n{n}"), *revision)).await.unwrap();
+        store
+            .commit(delete(&format!("n{n}"), *revision))
+            .await
+            .unwrap();
     }
     assert_eq!(live(&store).await.len(), 0);
-    let revision = store.commit(put("again", Expect::Absent, &value)).await.unwrap();
+    let revision = store
+        .commit(put("again", Expect::Absent, &value))
+        .await
+        .unwrap();
     assert!(revision > *revisions.last().unwrap());
     store.close().await.unwrap();
     assert_eq!(live(&open(dir, Options::default())).await.len(), 1);

@@ -68,12 +68,18 @@ impl FieldSet {
         }
         let mut found: Vec<Option<String>> = vec![None; self.names.len()];
         let mut deserializer = serde_json::Deserializer::from_slice(json);
-        Walk { node: &self.root, found: &mut found }.deserialize(&mut deserializer)?;
+        Walk {
+            node: &self.root,
+            found: &mut found,
+        }
+        .deserialize(&mut deserializer)?;
         Ok(FieldValues(
             found
                 .into_iter()
                 .zip(&self.defaults)
-                .map(|(value, default)| value.map_or_else(|| Box::from(*default), String::into_boxed_str))
+                .map(|(value, default)| {
+                    value.map_or_else(|| Box::from(*default), String::into_boxed_str)
+                })
                 .collect(),
         ))
     }
@@ -126,7 +132,10 @@ impl<'de> Visitor<'de> for Walk<'_, '_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some(key) = map.next_key::<std::borrow::Cow<'de, str>>()? {
             match self.node.children.iter().find(|(name, _)| **name == *key) {
-                Some((_, node)) => map.next_value_seed(Walk { node, found: self.found })?,
+                Some((_, node)) => map.next_value_seed(Walk {
+                    node,
+                    found: self.found,
+                })?,
                 None => drop(map.next_value::<IgnoredAny>()?),
             }
         }
@@ -138,11 +147,20 @@ impl<'de> Visitor<'de> for Walk<'_, '_> {
         let node = match &self.node.each {
             Some(node) => &**node,
             None => {
-                only_leaves = Node { leaves: self.node.leaves.clone(), ..Node::default() };
+                only_leaves = Node {
+                    leaves: self.node.leaves.clone(),
+                    ..Node::default()
+                };
                 &only_leaves
             }
         };
-        while seq.next_element_seed(Walk { node, found: self.found })?.is_some() {}
+        while seq
+            .next_element_seed(Walk {
+                node,
+                found: self.found,
+            })?
+            .is_some()
+        {}
         Ok(())
     }
 
@@ -200,7 +218,10 @@ mod tests {
         assert_eq!(get("ips"), "a,b");
         assert_eq!(get("spec.hostNetwork"), "true");
         let value: serde_json::Value = serde_json::from_slice(json).unwrap();
-        for field in [SelectableField::at("ports", "spec.ports.*.nodePort"), SelectableField::at("ips", "spec.clusterIPs")] {
+        for field in [
+            SelectableField::at("ports", "spec.ports.*.nodePort"),
+            SelectableField::at("ips", "spec.clusterIPs"),
+        ] {
             assert_eq!(field.value(&value), get(&field.name));
         }
     }

@@ -69,14 +69,23 @@ impl Cache {
         store.load("", position.horizon, visit).await?;
         cache.advance(position.horizon);
         let fed = cache.clone();
-        store.watch(position.horizon, Box::new(move |records| fed.apply(records))).await?;
+        store
+            .watch(
+                position.horizon,
+                Box::new(move |records| fed.apply(records)),
+            )
+            .await?;
         cache.advance(position.revision);
         Ok(cache)
     }
 
     /// The table of a resource by its storage name (`pods`, `deployments.apps`).
     pub fn table(&self, resource: &str) -> Option<Arc<Table>> {
-        self.tables.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(resource).cloned()
+        self.tables
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .get(resource)
+            .cloned()
     }
 
     /// Makes the table of a resource, or gives the one there is. If there is one with other fields, as for a
@@ -84,7 +93,10 @@ impl Cache {
     ///
     /// Must not run while commits to that resource do.
     pub fn define(&self, spec: TableSpec) -> Arc<Table> {
-        let mut tables = self.tables.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut tables = self
+            .tables
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         let old = tables.get(&*spec.resource).cloned();
         if let Some(old) = &old
             && old.same_fields(&spec)
@@ -156,7 +168,10 @@ impl Cache {
     fn table_or_new(&self, resource: &str) -> Arc<Table> {
         match self.table(resource) {
             Some(table) => table,
-            None => self.define(TableSpec { resource: resource.to_owned(), ..TableSpec::default() }),
+            None => self.define(TableSpec {
+                resource: resource.to_owned(),
+                ..TableSpec::default()
+            }),
         }
     }
 }

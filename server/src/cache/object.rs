@@ -103,7 +103,11 @@ pub struct Object {
 
 impl fmt::Debug for Object {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}@{}", self.meta.namespace, self.meta.name, self.meta.revision)
+        write!(
+            f,
+            "{}/{}@{}",
+            self.meta.namespace, self.meta.name, self.meta.revision
+        )
     }
 }
 
@@ -137,7 +141,13 @@ impl Object {
         let end = line.len();
         line.extend_from_slice(LINE_TAIL);
         let line = Bytes::from(line);
-        Ok(Object { meta, bytes: line.slice(start..end), line, line_type, fields: values })
+        Ok(Object {
+            meta,
+            bytes: line.slice(start..end),
+            line,
+            line_type,
+            fields: values,
+        })
     }
 
     /// The same object as told by a later change, such as its deletion: only the resourceVersion differs.
@@ -156,7 +166,13 @@ impl Object {
         let end = line.len();
         line.extend_from_slice(LINE_TAIL);
         let line = Bytes::from(line);
-        Object { meta, bytes: line.slice(start..end), line, line_type, fields: self.fields.clone() }
+        Object {
+            meta,
+            bytes: line.slice(start..end),
+            line,
+            line_type,
+            fields: self.fields.clone(),
+        }
     }
 
     /// The same object with other fields extracted.
@@ -268,11 +284,17 @@ fn decode_meta(stored: &[u8]) -> Result<(Meta, usize), serde_json::Error> {
 }
 
 fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
-    haystack.windows(needle.len()).position(|window| window == needle)
+    haystack
+        .windows(needle.len())
+        .position(|window| window == needle)
 }
 
 /// An object made from a value that is stored nowhere yet: for tests and for answers to dry runs.
-pub fn detached(value: &mut Value, revision: u64, fields: &FieldSet) -> Result<Arc<Object>, serde_json::Error> {
+pub fn detached(
+    value: &mut Value,
+    revision: u64,
+    fields: &FieldSet,
+) -> Result<Arc<Object>, serde_json::Error> {
     let stored = encode(value);
     Object::decode(&stored, revision, EventType::Added, fields).map(Arc::new)
 }

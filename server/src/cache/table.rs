@@ -85,9 +85,9 @@ struct Inner {
     objects: BTreeMap<Box<str>, BTreeMap<Box<str>, Arc<Object>>>,
     count: usize,
     bytes: usize,
-    by_owner: HashMap<Box<str>, HashSet<ObjectName>>,
-    /// One map for each of `spec.indexed`.
-    by_field: Vec<(usize, HashMap<Box<str>, HashSet<ObjectName>>)>,
+    by_owner: Index,
+    /// One index for each of `spec.indexed`, with the field's position.
+    by_field: Vec<(usize, Index)>,
     ring: VecDeque<Arc<Event>>,
     ring_bytes: usize,
     /// The sequence number of the ring's first event; grows by one for each event that leaves.
@@ -99,15 +99,31 @@ struct Inner {
 }
 
 type ObjectName = (Box<str>, Box<str>);
+/// Value → the objects that have it.
+type Index = HashMap<Box<str>, HashSet<ObjectName>>;
 
 impl Table {
     /// An empty table. `horizon`: the revision from which on it will be told all changes.
     pub(super) fn new(spec: TableSpec, applied: Arc<AtomicU64>, horizon: u64) -> Table {
         let fields = FieldSet::new(&spec.fields);
-        let by_field =
-            spec.indexed.iter().filter_map(|name| fields.position(name)).map(|at| (at, HashMap::new())).collect();
-        let inner = Inner { horizon, by_field, ..Inner::default() };
-        Table { spec, fields, inner: RwLock::new(inner), applied, changed: watch::Sender::new(0) }
+        let by_field = spec
+            .indexed
+            .iter()
+            .filter_map(|name| fields.position(name))
+            .map(|at| (at, HashMap::new()))
+            .collect();
+        let inner = Inner {
+            horizon,
+            by_field,
+            ..Inner::default()
+        };
+        Table {
+            spec,
+            fields,
+            inner: RwLock::new(inner),
+            applied,
+            changed: watch::Sender::new(0),
+        }
     }
 
     /// The storage name: `pods`, `deployments.apps`.
@@ -147,11 +163,16 @@ impl Table {
                 items.extend(inner.objects.values().flat_map(BTreeMap::values).cloned());
                 items
             }
-            Some(namespace) => {
-                inner.objects.get(namespace).map(|names| names.values().cloned().collect()).unwrap_or_default()
-            }
+            Some(namespace) => inner
+                .objects
+                .get(namespace)
+                .map(|names| names.values().cloned().collect())
+                .unwrap_or_default(),
         };
-        Snapshot { items, revision: self.revision_of(&inner) }
+        Snapshot {
+            items,
+            revision: self.revision_of(&inner),
+        }
     }
 
     /// All objects as they were at `revision`, which the ring must still reach back to.
@@ -161,11 +182,19 @@ impl Table {
     pub fn list_at(&self, namespace: Option<&str>, revision: u64) -> Result<Snapshot, Gone> {
         let inner = self.read();
         if revision < inner.horizon {
-            return Err(Gone { requested: revision, oldest: inner.horizon });
+            return Err(Gone {
+                requested: revision,
+                oldest: inner.horizon,
+            });
         }
         let mut objects: BTreeMap<(&str, &str), Option<&Arc<Object>>> = BTreeMap::new();
         // Walk back: what an object was before the earliest change after `revision` is what it was then.
-        for event in inner.ring.iter().rev().take_while(|event| event.revision > revision) {
+        for event in inner
+            .ring
+            .iter()
+            .rev()
+            .take_while(|event| event.revision > revision)
+        {
             let meta = &event.object.meta;
             if namespace.is_none_or(|namespace| *meta.namespace == *namespace) {
                 objects.insert((&meta.namespace, &meta.name), event.prev.as_ref());
@@ -175,27 +204,47 @@ impl Table {
             .objects
             .iter()
             .filter(|(have, _)| namespace.is_none_or(|namespace| ***have == *namespace))
-            .flat_map(|(namespace, names)| names.iter().map(move |(name, object)| ((&**namespace, &**name), object)));
+            .flat_map(|(namespace, names)| {
+                names
+                    .iter()
+                    .map(move |(name, object)| ((&**namespace, &**name), object))
+            });
         for (name, object) in current {
             objects.entry(name).or_insert(Some(object));
         }
-        Ok(Snapshot { items: objects.into_values().flatten().cloned().collect(), revision })
+        Ok(Snapshot {
+            items: objects.into_values().flatten().cloned().collect(),
+            revision,
+        })
     }
 
     /// Objects that name `uid` as an owner.
     pub fn by_owner(&self, uid: &str) -> Vec<Arc<Object>> {
         let inner = self.read();
-        inner.by_owner.get(uid).map(|names| inner.collect(names)).unwrap_or_default()
+        inner
+            .by_owner
+            .get(uid)
+            .map(|names| inner.collect(names))
+            .unwrap_or_default()
     }
 
     /// Objects whose field has this value, by the index if the field has one.
     pub fn by_field(&self, field: &str, value: &str) -> Vec<Arc<Object>> {
-        let Some(at) = self.fields.position(field) else { return Vec::new() };
+        let Some(at) = self.fields.position(field) else {
+            return Vec::new();
+        };
         let inner = self.read();
         if let Some((_, index)) = inner.by_field.iter().find(|(have, _)| *have == at) {
-            return index.get(value).map(|names| inner.collect(names)).unwrap_or_default();
+            return index
+                .get(value)
+                .map(|names| inner.collect(names))
+                .unwrap_or_default();
         }
-        inner.iter().filter(|object| object.field_at(at) == value).cloned().collect()
+        inner
+            .iter()
+            .filter(|object| object.field_at(at) == value)
+            .cloned()
+            .collect()
     }
 
     /// Visits every object without cloning. The visitor must be quick and must not touch this table.
@@ -223,10 +272,18 @@ impl Table {
     pub fn subscribe(self: &Arc<Self>, after: u64) -> Result<Watch, Gone> {
         let inner = self.read();
         if after < inner.horizon {
-            return Err(Gone { requested: after, oldest: inner.horizon });
+            return Err(Gone {
+                requested: after,
+                oldest: inner.horizon,
+            });
         }
         let skipped = inner.ring.partition_point(|event| event.revision <= after);
-        Ok(Watch::new(self.clone(), inner.first + skipped as u64, after, self.changed.subscribe()))
+        Ok(Watch::new(
+            self.clone(),
+            inner.first + skipped as u64,
+            after,
+            self.changed.subscribe(),
+        ))
     }
 
     /// A list, and the events after it.
@@ -245,10 +302,18 @@ impl Table {
     pub(super) fn events(&self, from: u64, limit: usize) -> Result<(Vec<Arc<Event>>, u64), Gone> {
         let inner = self.read();
         let Some(skip) = from.checked_sub(inner.first) else {
-            return Err(Gone { requested: 0, oldest: inner.horizon });
+            return Err(Gone {
+                requested: 0,
+                oldest: inner.horizon,
+            });
         };
         let start = (skip as usize).min(inner.ring.len());
-        let events = inner.ring.range((Bound::Included(start), Bound::Unbounded)).take(limit).cloned().collect();
+        let events = inner
+            .ring
+            .range((Bound::Included(start), Bound::Unbounded))
+            .take(limit)
+            .cloned()
+            .collect();
         Ok((events, self.revision_of(&inner)))
     }
 
@@ -262,15 +327,27 @@ impl Table {
         let key = &record.key;
         let prev = self.get(key.namespace(), key.name());
         let (kind, object) = match (&record.value, &prev) {
-            (Some(value), None) => (EventType::Added, Object::decode(value, record.revision, EventType::Added, &self.fields)?),
-            (Some(value), Some(_)) => {
-                (EventType::Modified, Object::decode(value, record.revision, EventType::Modified, &self.fields)?)
-            }
-            (None, Some(prev)) => (EventType::Deleted, prev.restamped(record.revision, EventType::Deleted)),
+            (Some(value), None) => (
+                EventType::Added,
+                Object::decode(value, record.revision, EventType::Added, &self.fields)?,
+            ),
+            (Some(value), Some(_)) => (
+                EventType::Modified,
+                Object::decode(value, record.revision, EventType::Modified, &self.fields)?,
+            ),
+            (None, Some(prev)) => (
+                EventType::Deleted,
+                prev.restamped(record.revision, EventType::Deleted),
+            ),
             (None, None) => return Ok(()),
         };
         let object = Arc::new(object);
-        let event = Arc::new(Event { kind, revision: record.revision, object: object.clone(), prev: prev.clone() });
+        let event = Arc::new(Event {
+            kind,
+            revision: record.revision,
+            object: object.clone(),
+            prev: prev.clone(),
+        });
         let mut inner = self.write();
         if let Some(prev) = &prev {
             inner.unindex(prev);
@@ -293,19 +370,30 @@ impl Table {
     pub(super) fn seed(&self, record: &Record) -> Result<(), serde_json::Error> {
         let key = &record.key;
         let mut inner = self.write();
-        let prev = inner.objects.get(key.namespace()).and_then(|names| names.get(key.name())).cloned();
+        let prev = inner
+            .objects
+            .get(key.namespace())
+            .and_then(|names| names.get(key.name()))
+            .cloned();
         if let Some(prev) = &prev {
             inner.unindex(prev);
             inner.remove(prev);
         }
         if let Some(value) = &record.value {
-            inner.insert(Arc::new(Object::decode(value, record.revision, EventType::Added, &self.fields)?));
+            inner.insert(Arc::new(Object::decode(
+                value,
+                record.revision,
+                EventType::Added,
+                &self.fields,
+            )?));
         }
         Ok(())
     }
 
     pub(super) fn same_fields(&self, spec: &TableSpec) -> bool {
-        let same = |(a, b): (&SelectableField, &SelectableField)| a.name == b.name && a.path == b.path && a.default == b.default;
+        let same = |(a, b): (&SelectableField, &SelectableField)| {
+            a.name == b.name && a.path == b.path && a.default == b.default
+        };
         self.spec.fields.len() == spec.fields.len()
             && self.spec.fields.iter().zip(&spec.fields).all(same)
             && self.spec.indexed == spec.indexed
@@ -320,11 +408,15 @@ impl Table {
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Inner> {
-        self.inner.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.inner
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Inner> {
-        self.inner.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.inner
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -334,16 +426,24 @@ impl Inner {
     }
 
     fn collect(&self, names: &HashSet<ObjectName>) -> Vec<Arc<Object>> {
-        let mut objects: Vec<_> =
-            names.iter().filter_map(|(namespace, name)| self.objects.get(namespace)?.get(name)).cloned().collect();
-        objects.sort_by(|a, b| (&a.meta.namespace, &a.meta.name).cmp(&(&b.meta.namespace, &b.meta.name)));
+        let mut objects: Vec<_> = names
+            .iter()
+            .filter_map(|(namespace, name)| self.objects.get(namespace)?.get(name))
+            .cloned()
+            .collect();
+        objects.sort_by(|a, b| {
+            (&a.meta.namespace, &a.meta.name).cmp(&(&b.meta.namespace, &b.meta.name))
+        });
         objects
     }
 
     fn insert(&mut self, object: Arc<Object>) {
         let name: ObjectName = (object.meta.namespace.clone(), object.meta.name.clone());
         for owner in &object.meta.owners {
-            self.by_owner.entry(owner.uid.as_str().into()).or_default().insert(name.clone());
+            self.by_owner
+                .entry(owner.uid.as_str().into())
+                .or_default()
+                .insert(name.clone());
         }
         for (at, index) in &mut self.by_field {
             let value = object.field_at(*at);
@@ -353,14 +453,21 @@ impl Inner {
             }
         }
         self.bytes += object.size();
-        match self.objects.entry(name.0).or_default().insert(name.1, object) {
+        match self
+            .objects
+            .entry(name.0)
+            .or_default()
+            .insert(name.1, object)
+        {
             Some(prev) => self.bytes -= prev.size(),
             None => self.count += 1,
         }
     }
 
     fn remove(&mut self, object: &Object) {
-        let Some(names) = self.objects.get_mut(&object.meta.namespace) else { return };
+        let Some(names) = self.objects.get_mut(&object.meta.namespace) else {
+            return;
+        };
         if let Some(prev) = names.remove(&object.meta.name) {
             self.bytes -= prev.size();
             self.count -= 1;
@@ -386,7 +493,8 @@ impl Inner {
         self.ring.push_back(event);
         let most_events = RING_EVENTS.max(2 * self.count);
         let most_bytes = RING_BYTES + 2 * self.bytes;
-        while self.ring.len() > 1 && (self.ring.len() > most_events || self.ring_bytes > most_bytes) {
+        while self.ring.len() > 1 && (self.ring.len() > most_events || self.ring_bytes > most_bytes)
+        {
             if let Some(event) = self.ring.pop_front() {
                 self.ring_bytes -= event.size();
                 self.first += 1;
@@ -396,7 +504,7 @@ impl Inner {
     }
 }
 
-fn forget(index: &mut HashMap<Box<str>, HashSet<ObjectName>>, value: &str, name: &ObjectName) {
+fn forget(index: &mut Index, value: &str, name: &ObjectName) {
     if let Some(names) = index.get_mut(value) {
         names.remove(name);
         if names.is_empty() {

@@ -20,8 +20,18 @@ pub struct Watch {
 const BATCH: usize = 256;
 
 impl Watch {
-    pub(super) fn new(table: Arc<Table>, next: u64, seen: u64, changed: watch::Receiver<u64>) -> Watch {
-        Watch { table, next, seen, changed }
+    pub(super) fn new(
+        table: Arc<Table>,
+        next: u64,
+        seen: u64,
+        changed: watch::Receiver<u64>,
+    ) -> Watch {
+        Watch {
+            table,
+            next,
+            seen,
+            changed,
+        }
     }
 
     /// Waits for events and takes them, at least one. Cancel-safe: events are only taken when returned.
@@ -45,8 +55,10 @@ impl Watch {
     /// # Errors
     /// As [`Watch::next`].
     pub fn try_next(&mut self) -> Result<Vec<Arc<Event>>, Gone> {
-        let (events, revision) =
-            self.table.events(self.next, BATCH).map_err(|gone| Gone { requested: self.seen, ..gone })?;
+        let (events, revision) = self.table.events(self.next, BATCH).map_err(|gone| Gone {
+            requested: self.seen,
+            ..gone
+        })?;
         self.next += events.len() as u64;
         self.seen = match events.last() {
             Some(last) if events.len() == BATCH => last.revision,

@@ -21,16 +21,30 @@ impl Registry {
         let kind = meta::str_at(binding, &["target", "kind"]);
         let mut errors = Vec::new();
         if !kind.is_empty() && kind != "Node" {
-            errors.push(FieldError::not_supported("target.kind", kind, &["Node", "<empty>"]));
+            errors.push(FieldError::not_supported(
+                "target.kind",
+                kind,
+                &["Node", "<empty>"],
+            ));
         }
         if node.is_empty() {
             errors.push(FieldError::required("target.name", ""));
         }
         if !errors.is_empty() {
-            return Err(Status::invalid(&GroupKind { group: String::new(), kind: "Binding".into() }, name, &errors));
+            return Err(Status::invalid(
+                &GroupKind {
+                    group: String::new(),
+                    kind: "Binding".into(),
+                },
+                name,
+                &errors,
+            ));
         }
         let conflict = |why: String| {
-            let resource = GroupResource { group: String::new(), resource: "pods/binding".into() };
+            let resource = GroupResource {
+                group: String::new(),
+                resource: "pods/binding".into(),
+            };
             Err(Status::conflict(&resource, name, why))
         };
         for _ in 0..ATTEMPTS {
@@ -50,11 +64,15 @@ impl Registry {
                 return Err(Status::modified(&cx.group_resource(), name));
             }
             if stored.meta.is_deleting() {
-                return conflict(format!("pod {name} is being deleted, cannot be assigned to a host"));
+                return conflict(format!(
+                    "pod {name} is being deleted, cannot be assigned to a host"
+                ));
             }
             let assigned = meta::str_at(&old, &["spec", "nodeName"]);
             if !assigned.is_empty() {
-                return conflict(format!("pod {name} is already assigned to node {assigned:?}"));
+                return conflict(format!(
+                    "pod {name} is already assigned to node {assigned:?}"
+                ));
             }
             if !meta::array_at(&old, &["spec", "schedulingGates"]).is_empty() {
                 return conflict(format!("pod {name} has non-empty .spec.schedulingGates"));
@@ -65,8 +83,13 @@ impl Registry {
                 meta::set_annotation(&mut new, key, value.as_str().unwrap_or_default());
             }
             set_scheduled(&mut new, &time::format_time(Timestamp::now()));
-            let request =
-                Request { context: cx, operation: Operation::Update, name, old: Some(&old), lookup: &*self.cache };
+            let request = Request {
+                context: cx,
+                operation: Operation::Update,
+                name,
+                old: Some(&old),
+                lookup: &*self.cache,
+            };
             self.admission.validate(&request, Some(&new))?;
             if cx.dry_run {
                 return Ok(created());
@@ -83,10 +106,17 @@ impl Registry {
     ///
     /// # Errors
     /// As [`Registry::delete`].
-    pub async fn evict(&self, cx: &Context, name: &str, eviction: &Value) -> Result<Status, Status> {
+    pub async fn evict(
+        &self,
+        cx: &Context,
+        name: &str,
+        eviction: &Value,
+    ) -> Result<Status, Status> {
         let have = meta::name(eviction);
         if !have.is_empty() && have != name {
-            return Err(Status::bad_request("name in URL does not match name in Eviction object"));
+            return Err(Status::bad_request(
+                "name in URL does not match name in Eviction object",
+            ));
         }
         let options = DeleteOptions::from_value(&eviction["deleteOptions"])?;
         self.delete(cx, name, &options).await?;
@@ -103,9 +133,16 @@ fn created() -> Status {
 
 fn set_scheduled(pod: &mut Value, now: &str) {
     let condition = json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now});
-    let conditions = meta::child(pod, "status").entry("conditions").or_insert_with(|| json!([]));
-    let Some(conditions) = conditions.as_array_mut() else { return };
-    match conditions.iter_mut().find(|have| have["type"] == "PodScheduled") {
+    let conditions = meta::child(pod, "status")
+        .entry("conditions")
+        .or_insert_with(|| json!([]));
+    let Some(conditions) = conditions.as_array_mut() else {
+        return;
+    };
+    match conditions
+        .iter_mut()
+        .find(|have| have["type"] == "PodScheduled")
+    {
         Some(have) => *have = condition,
         None => conditions.push(condition),
     }

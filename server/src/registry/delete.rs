@@ -11,7 +11,10 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
 use super::write::Committed;
-use super::{Context, DeleteOptions, ListOptions, Listed, Operation, Propagation, Registry, Request, metadata, shown};
+use super::{
+    Context, DeleteOptions, ListOptions, Listed, Operation, Propagation, Registry, Request,
+    metadata, shown,
+};
 use crate::cache::Object;
 use crate::resources::SubresourceKind;
 use crate::store::{Change, Expect};
@@ -57,21 +60,34 @@ impl Registry {
     ///
     /// # Errors
     /// 404; 409 if a precondition does not hold; 403 from admission.
-    pub async fn delete(&self, cx: &Context, name: &str, options: &DeleteOptions) -> Result<Deleted, Status> {
+    pub async fn delete(
+        &self,
+        cx: &Context,
+        name: &str,
+        options: &DeleteOptions,
+    ) -> Result<Deleted, Status> {
         options.check()?;
         let dry_run = cx.dry_run || options.dry_run;
         let table = self.table(&cx.descriptor);
         for _ in 0..ATTEMPTS {
-            let stored =
-                table.get(&cx.namespace, name).ok_or_else(|| Status::not_found(&cx.group_resource(), name))?;
+            let stored = table
+                .get(&cx.namespace, name)
+                .ok_or_else(|| Status::not_found(&cx.group_resource(), name))?;
             let old = shown(&cx.descriptor, stored.clone()).value();
             self.check_preconditions(cx, &stored, options)?;
-            let request =
-                Request { context: cx, operation: Operation::Delete, name, old: Some(&old), lookup: &*self.cache };
+            let request = Request {
+                context: cx,
+                operation: Operation::Delete,
+                name,
+                old: Some(&old),
+                lookup: &*self.cache,
+            };
             self.admission.validate(&request, None)?;
             match self.plan_delete(cx, &old, options) {
                 Plan::Wait => return Ok(self.deleted(cx, shown(&cx.descriptor, stored), false)),
-                Plan::Remove if dry_run => return Ok(self.deleted(cx, shown(&cx.descriptor, stored), true)),
+                Plan::Remove if dry_run => {
+                    return Ok(self.deleted(cx, shown(&cx.descriptor, stored), true));
+                }
                 Plan::Remove => {
                     if let Committed::Done(object) = self.finish_delete(cx, &stored).await? {
                         return Ok(self.deleted(cx, shown(&cx.descriptor, object), true));
@@ -83,7 +99,9 @@ impl Registry {
                 }
                 Plan::Mark(mut new) => {
                     let expect = Expect::Revision(stored.meta.revision);
-                    if let Committed::Done(object) = self.commit_put(cx, name, expect, &mut new).await? {
+                    if let Committed::Done(object) =
+                        self.commit_put(cx, name, expect, &mut new).await?
+                    {
                         return Ok(self.deleted(cx, object, false));
                     }
                 }
@@ -111,7 +129,11 @@ impl Registry {
             } else {
                 target = Context {
                     dry_run: cx.dry_run,
-                    ..Context::new(cx.user.clone(), cx.descriptor.clone(), &*item.meta.namespace)
+                    ..Context::new(
+                        cx.user.clone(),
+                        cx.descriptor.clone(),
+                        &*item.meta.namespace,
+                    )
                 };
                 &target
             };
@@ -124,15 +146,30 @@ impl Registry {
         Ok(listed)
     }
 
-    fn check_preconditions(&self, cx: &Context, stored: &Object, options: &DeleteOptions) -> Result<(), Status> {
+    fn check_preconditions(
+        &self,
+        cx: &Context,
+        stored: &Object,
+        options: &DeleteOptions,
+    ) -> Result<(), Status> {
         let name = &stored.meta.name;
-        if let Some(uid) = options.uid.as_deref().filter(|uid| **uid != *stored.meta.uid) {
-            let why =
-                format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", stored.meta.uid);
+        if let Some(uid) = options
+            .uid
+            .as_deref()
+            .filter(|uid| **uid != *stored.meta.uid)
+        {
+            let why = format!(
+                "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                stored.meta.uid
+            );
             return Err(Status::conflict(&cx.group_resource(), name, why));
         }
         let version = stored.meta.revision.to_string();
-        if let Some(wanted) = options.resource_version.as_deref().filter(|wanted| **wanted != *version) {
+        if let Some(wanted) = options
+            .resource_version
+            .as_deref()
+            .filter(|wanted| **wanted != *version)
+        {
             let why = format!(
                 "the ResourceVersion in the precondition ({wanted}) does not match the ResourceVersion in record \
                  ({version}). The object might have been modified"
@@ -145,14 +182,21 @@ impl Registry {
     fn plan_delete(&self, cx: &Context, old: &Value, options: &DeleteOptions) -> Plan {
         let now = Timestamp::now();
         let mut new = old.clone();
-        let finalizable = cx.descriptor.subresources.iter().any(|sub| sub.what == SubresourceKind::Finalize);
+        let finalizable = cx
+            .descriptor
+            .subresources
+            .iter()
+            .any(|sub| sub.what == SubresourceKind::Finalize);
         if finalizable && !meta::array_at(old, &["spec", "finalizers"]).is_empty() {
             // A namespace: it goes when the namespace controller has emptied it and its spec.finalizers.
             if meta::is_deleting(old) {
                 return Plan::Wait;
             }
             metadata::set_finalizers(&mut new, &finalizers_after(old, options));
-            meta::metadata_mut(&mut new).insert("deletionTimestamp".into(), amphipod_api::time::format_time(now).into());
+            meta::metadata_mut(&mut new).insert(
+                "deletionTimestamp".into(),
+                amphipod_api::time::format_time(now).into(),
+            );
             meta::child(&mut new, "status").insert("phase".into(), "Terminating".into());
             return Plan::Mark(new);
         }
@@ -170,7 +214,11 @@ impl Registry {
             Grace::None if !finalizers.is_empty() => {
                 let marked = meta::deletion_timestamp(old).filter(|when| *when <= now);
                 metadata::mark_deleting(&mut new, marked.unwrap_or(now), 0);
-                if new == *old { Plan::Wait } else { Plan::Mark(new) }
+                if new == *old {
+                    Plan::Wait
+                } else {
+                    Plan::Mark(new)
+                }
             }
             _ => Plan::Remove,
         }
@@ -178,35 +226,58 @@ impl Registry {
 
     /// Whether and how the object goes gracefully.
     fn grace(&self, cx: &Context, old: &Value, options: &DeleteOptions, now: Timestamp) -> Grace {
-        let requested = options.grace_period_seconds.map(|seconds| if seconds < 0 { 1 } else { seconds });
+        let requested = options
+            .grace_period_seconds
+            .map(|seconds| if seconds < 0 { 1 } else { seconds });
         let context = self.strategy_context(cx, now);
         let Some(deleting) = meta::deletion_timestamp(old) else {
-            return match cx.descriptor.strategy.delete_grace(&context, old, requested) {
+            return match cx
+                .descriptor
+                .strategy
+                .delete_grace(&context, old, requested)
+            {
                 None => Grace::None,
-                Some(seconds) => Grace::Seconds { seconds, until: later(now, seconds) },
+                Some(seconds) => Grace::Seconds {
+                    seconds,
+                    until: later(now, seconds),
+                },
             };
         };
         match meta::i64_at(old, &["metadata", "deletionGracePeriodSeconds"]) {
             None | Some(0) => Grace::None,
             // Grace can only be made shorter.
             Some(had) => match requested {
-                Some(seconds) if seconds < had => Grace::Seconds { seconds, until: later(deleting, seconds - had) },
+                Some(seconds) if seconds < had => Grace::Seconds {
+                    seconds,
+                    until: later(deleting, seconds - had),
+                },
                 _ => Grace::Pending,
             },
         }
     }
 
     /// Takes the object away, if it is still at this version.
-    pub(super) async fn finish_delete(&self, cx: &Context, stored: &Object) -> Result<Committed, Status> {
+    pub(super) async fn finish_delete(
+        &self,
+        cx: &Context,
+        stored: &Object,
+    ) -> Result<Committed, Status> {
         let event = crate::cache::EventType::Deleted;
         if cx.dry_run {
-            return Ok(Committed::Done(Arc::new(stored.restamped(stored.meta.revision, event))));
+            return Ok(Committed::Done(Arc::new(
+                stored.restamped(stored.meta.revision, event),
+            )));
         }
         let expect = Expect::Revision(stored.meta.revision);
-        Ok(match self.commit(cx, &stored.meta.name, expect, Change::Delete, true).await? {
-            Some(revision) => Committed::Done(Arc::new(stored.restamped(revision, event))),
-            None => Committed::Conflict,
-        })
+        Ok(
+            match self
+                .commit(cx, &stored.meta.name, expect, Change::Delete, true)
+                .await?
+            {
+                Some(revision) => Committed::Done(Arc::new(stored.restamped(revision, event))),
+                None => Committed::Conflict,
+            },
+        )
     }
 
     /// Whether an update took away the last thing that a deletion waited for.
@@ -214,7 +285,11 @@ impl Registry {
         if !meta::is_deleting(old) || meta::finalizers(new).next().is_some() {
             return false;
         }
-        let finalizable = cx.descriptor.subresources.iter().any(|sub| sub.what == SubresourceKind::Finalize);
+        let finalizable = cx
+            .descriptor
+            .subresources
+            .iter()
+            .any(|sub| sub.what == SubresourceKind::Finalize);
         if finalizable {
             return meta::array_at(new, &["spec", "finalizers"]).is_empty();
         }
@@ -224,7 +299,12 @@ impl Registry {
     fn deleted(&self, cx: &Context, object: Arc<Object>, gone: bool) -> Deleted {
         let status = Status::deleted(&cx.group_resource(), &object.meta.name, &object.meta.uid);
         let answer_object = ANSWER_OBJECT.contains(&&*cx.descriptor.resource());
-        Deleted { object, gone, answer_object, status }
+        Deleted {
+            object,
+            gone,
+            answer_object,
+            status,
+        }
     }
 }
 
@@ -240,7 +320,8 @@ enum Grace {
 }
 
 fn later(when: Timestamp, seconds: i64) -> Timestamp {
-    when.checked_add(SignedDuration::from_secs(seconds)).unwrap_or(when)
+    when.checked_add(SignedDuration::from_secs(seconds))
+        .unwrap_or(when)
 }
 
 /// The finalizers of the object once deletion has begun: the garbage collector's two follow the propagation policy.
@@ -251,8 +332,14 @@ fn finalizers_after(old: &Value, options: &DeleteOptions) -> Vec<String> {
         Some(false) => Some(Propagation::Background),
         None => None,
     });
-    let orphan = explicit.map_or_else(|| has(metadata::ORPHAN), |policy| policy == Propagation::Orphan);
-    let foreground = explicit.map_or_else(|| has(metadata::FOREGROUND), |policy| policy == Propagation::Foreground);
+    let orphan = explicit.map_or_else(
+        || has(metadata::ORPHAN),
+        |policy| policy == Propagation::Orphan,
+    );
+    let foreground = explicit.map_or_else(
+        || has(metadata::FOREGROUND),
+        |policy| policy == Propagation::Foreground,
+    );
     let mut finalizers: Vec<String> = meta::finalizers(old)
         .filter(|finalizer| *finalizer != metadata::ORPHAN && *finalizer != metadata::FOREGROUND)
         .map(str::to_owned)
@@ -273,11 +360,25 @@ mod tests {
     #[test]
     fn the_policy_decides_over_the_collectors_finalizers() {
         let old = json!({"metadata": {"finalizers": ["a/b", "orphan"]}});
-        let with = |propagation| finalizers_after(&old, &DeleteOptions { propagation, ..DeleteOptions::default() });
+        let with = |propagation| {
+            finalizers_after(
+                &old,
+                &DeleteOptions {
+                    propagation,
+                    ..DeleteOptions::default()
+                },
+            )
+        };
         assert_eq!(with(None), ["a/b", "orphan"]);
         assert_eq!(with(Some(Propagation::Background)), ["a/b"]);
-        assert_eq!(with(Some(Propagation::Foreground)), ["a/b", "foregroundDeletion"]);
-        let old_style = DeleteOptions { orphan_dependents: Some(false), ..DeleteOptions::default() };
+        assert_eq!(
+            with(Some(Propagation::Foreground)),
+            ["a/b", "foregroundDeletion"]
+        );
+        let old_style = DeleteOptions {
+            orphan_dependents: Some(false),
+            ..DeleteOptions::default()
+        };
         assert_eq!(finalizers_after(&old, &old_style), ["a/b"]);
     }
 }

@@ -27,7 +27,9 @@ pub async fn events(registry: Arc<Registry>, stop: CancellationToken) {
 async fn sweep_forever(registry: &Registry) {
     let user = Arc::new(UserInfo::apiserver());
     loop {
-        let Ok(cx) = registry.context(&user, "events", "") else { return };
+        let Ok(cx) = registry.context(&user, "events", "") else {
+            return;
+        };
         let table = registry.table(&cx.descriptor);
         let (snapshot, mut watch) = table.list_and_watch(None);
         if snapshot.items.is_empty() {
@@ -36,10 +38,19 @@ async fn sweep_forever(registry: &Registry) {
         }
         tokio::time::sleep(PAUSE).await;
         let now = Timestamp::now();
-        for event in table.list(None).items.iter().filter(|event| expired(&event.value(), now)) {
-            let Ok(cx) = registry.context(&user, "events", &event.meta.namespace) else { return };
-            let options =
-                DeleteOptions { resource_version: Some(event.meta.revision.to_string()), ..DeleteOptions::default() };
+        for event in table
+            .list(None)
+            .items
+            .iter()
+            .filter(|event| expired(&event.value(), now))
+        {
+            let Ok(cx) = registry.context(&user, "events", &event.meta.namespace) else {
+                return;
+            };
+            let options = DeleteOptions {
+                resource_version: Some(event.meta.revision.to_string()),
+                ..DeleteOptions::default()
+            };
             match registry.delete(&cx, &event.meta.name, &options).await {
                 Ok(_) => {}
                 // It was told again, or is gone already.
@@ -61,7 +72,10 @@ fn expired(event: &Value, now: Timestamp) -> bool {
         &["series", "lastObservedTime"],
         &["metadata", "creationTimestamp"],
     ];
-    let last = told.iter().filter_map(|path| time::parse_time(meta::str_at(event, path))).max();
+    let last = told
+        .iter()
+        .filter_map(|path| time::parse_time(meta::str_at(event, path)))
+        .max();
     last.is_some_and(|last| now.duration_since(last) > LIFE)
 }
 

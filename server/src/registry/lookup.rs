@@ -12,7 +12,14 @@ impl Lookup for Cache {
 
     fn list(&self, resource: &str, namespace: Option<&str>) -> Vec<Value> {
         self.table(resource)
-            .map(|table| table.list(namespace).items.iter().map(|object| object.value()).collect())
+            .map(|table| {
+                table
+                    .list(namespace)
+                    .items
+                    .iter()
+                    .map(|object| object.value())
+                    .collect()
+            })
             .unwrap_or_default()
     }
 

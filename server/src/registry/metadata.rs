@@ -15,7 +15,14 @@ pub const FOREGROUND: &str = "foregroundDeletion";
 /// Fields that only the server sets on a new object.
 pub fn fill(object: &mut Value, namespace: &str, now: Timestamp) {
     let metadata = meta::metadata_mut(object);
-    for field in ["selfLink", "managedFields", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "resourceVersion"] {
+    for field in [
+        "selfLink",
+        "managedFields",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generation",
+        "resourceVersion",
+    ] {
         metadata.remove(field);
     }
     if !namespace.is_empty() {
@@ -36,7 +43,10 @@ pub fn carry_over(new: &mut Value, old: &Value) {
         copy(field, old, new);
     }
     for field in ["uid", "namespace"] {
-        if new.get(field).is_none_or(|value| value.is_null() || value == "") {
+        if new
+            .get(field)
+            .is_none_or(|value| value.is_null() || value == "")
+        {
             copy(field, old, new);
         }
     }
@@ -56,21 +66,36 @@ fn copy(field: &str, from: &Map<String, Value>, to: &mut Map<String, Value>) {
 }
 
 /// Everything wrong with the metadata of a new object.
-pub fn validate_create(object: &Value, namespaced: bool, name_rule: fn(&str) -> Vec<String>) -> Vec<FieldError> {
+pub fn validate_create(
+    object: &Value,
+    namespaced: bool,
+    name_rule: fn(&str) -> Vec<String>,
+) -> Vec<FieldError> {
     let mut errors = Vec::new();
     let generate = meta::str_at(object, &["metadata", "generateName"]);
     if !generate.is_empty() {
         // What counts is that names made from it are valid: a trailing dash is.
         let sample = format!("{generate}x");
         let field = METADATA.child("generateName");
-        errors.extend(name_rule(&sample).into_iter().map(|why| FieldError::invalid(field, generate, why)));
+        errors.extend(
+            name_rule(&sample)
+                .into_iter()
+                .map(|why| FieldError::invalid(field, generate, why)),
+        );
     }
     let name = meta::name(object);
     let field = METADATA.child("name");
     if name.is_empty() {
-        errors.push(FieldError::required(field, "name or generateName is required"));
+        errors.push(FieldError::required(
+            field,
+            "name or generateName is required",
+        ));
     } else {
-        errors.extend(name_rule(name).into_iter().map(|why| FieldError::invalid(field, name, why)));
+        errors.extend(
+            name_rule(name)
+                .into_iter()
+                .map(|why| FieldError::invalid(field, name, why)),
+        );
     }
     let namespace = meta::namespace(object);
     let field = METADATA.child("namespace");
@@ -80,7 +105,11 @@ pub fn validate_create(object: &Value, namespaced: bool, name_rule: fn(&str) -> 
         errors.push(FieldError::required(field, ""));
     } else if namespaced {
         let problems = names::dns1123_label(namespace);
-        errors.extend(problems.into_iter().map(|why| FieldError::invalid(field, namespace, why)));
+        errors.extend(
+            problems
+                .into_iter()
+                .map(|why| FieldError::invalid(field, namespace, why)),
+        );
     }
     common(object, &mut errors);
     errors
@@ -91,20 +120,37 @@ pub fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
     if meta::is_deleting(old) {
         let had: Vec<&str> = meta::finalizers(old).collect();
-        let mut added: Vec<&str> = meta::finalizers(new).filter(|finalizer| !had.contains(finalizer)).collect();
+        let mut added: Vec<&str> = meta::finalizers(new)
+            .filter(|finalizer| !had.contains(finalizer))
+            .collect();
         if !added.is_empty() {
             added.sort_unstable();
             let why = format!(
                 "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}",
-                added.iter().map(|finalizer| format!("{finalizer:?}")).collect::<Vec<_>>().join(", ")
+                added
+                    .iter()
+                    .map(|finalizer| format!("{finalizer:?}"))
+                    .collect::<Vec<_>>()
+                    .join(", ")
             );
             errors.push(FieldError::forbidden(METADATA.child("finalizers"), why));
         }
     }
-    for field in ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"] {
+    for field in [
+        "name",
+        "namespace",
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+    ] {
         let (now, was) = (&new["metadata"][field], &old["metadata"][field]);
         if now != was {
-            errors.push(FieldError::invalid(METADATA.child(field), now.clone(), "field is immutable"));
+            errors.push(FieldError::invalid(
+                METADATA.child(field),
+                now.clone(),
+                "field is immutable",
+            ));
         }
     }
     common(new, &mut errors);
@@ -113,10 +159,17 @@ pub fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
 
 fn common(object: &Value, errors: &mut Vec<FieldError>) {
     fn texts(map: &Map<String, Value>) -> impl Iterator<Item = (&str, &str)> {
-        map.iter().map(|(key, value)| (key.as_str(), value.as_str().unwrap_or_default()))
+        map.iter()
+            .map(|(key, value)| (key.as_str(), value.as_str().unwrap_or_default()))
     }
-    errors.extend(names::labels(texts(meta::labels(object)), &METADATA.child("labels")));
-    errors.extend(names::annotations(texts(meta::annotations(object)), &METADATA.child("annotations")));
+    errors.extend(names::labels(
+        texts(meta::labels(object)),
+        &METADATA.child("labels"),
+    ));
+    errors.extend(names::annotations(
+        texts(meta::annotations(object)),
+        &METADATA.child("annotations"),
+    ));
     owners(object, errors);
     finalizers(object, errors);
 }
@@ -136,8 +189,13 @@ fn owners(object: &Value, errors: &mut Vec<FieldError>) {
                 errors.push(FieldError::invalid(path.child(field), "", why));
             }
         }
-        if meta::str_at(owner, &["apiVersion"]) == "v1" && meta::str_at(owner, &["kind"]) == "Event" {
-            errors.push(FieldError::invalid(path, owner.clone(), "/v1, Kind=Event is disallowed from being an owner"));
+        if meta::str_at(owner, &["apiVersion"]) == "v1" && meta::str_at(owner, &["kind"]) == "Event"
+        {
+            errors.push(FieldError::invalid(
+                path,
+                owner.clone(),
+                "/v1, Kind=Event is disallowed from being an owner",
+            ));
         }
         if owner["controller"] == true {
             controllers.push(meta::str_at(owner, &["name"]));
@@ -147,7 +205,11 @@ fn owners(object: &Value, errors: &mut Vec<FieldError>) {
         let why = format!(
             "Only one reference can have Controller set to true. Found \"true\" in references for {first} and {second}"
         );
-        errors.push(FieldError::invalid(path, Value::from(meta::owner_references(object)), why));
+        errors.push(FieldError::invalid(
+            path,
+            Value::from(meta::owner_references(object)),
+            why,
+        ));
     }
 }
 
@@ -155,8 +217,15 @@ fn finalizers(object: &Value, errors: &mut Vec<FieldError>) {
     let path = METADATA.child("finalizers");
     let mut both = (false, false);
     for (index, finalizer) in meta::finalizers(object).enumerate() {
-        errors.extend(names::qualified_name(finalizer).into_iter().map(|why| FieldError::invalid(path, finalizer, why)));
-        both = (both.0 || finalizer == ORPHAN, both.1 || finalizer == FOREGROUND);
+        errors.extend(
+            names::qualified_name(finalizer)
+                .into_iter()
+                .map(|why| FieldError::invalid(path, finalizer, why)),
+        );
+        both = (
+            both.0 || finalizer == ORPHAN,
+            both.1 || finalizer == FOREGROUND,
+        );
         if !finalizer.contains('/') && ![ORPHAN, FOREGROUND, "kubernetes"].contains(&finalizer) {
             let why = "name is neither a standard finalizer name nor is it fully qualified";
             errors.push(FieldError::invalid(path.index(index), finalizer, why));
@@ -164,7 +233,11 @@ fn finalizers(object: &Value, errors: &mut Vec<FieldError>) {
     }
     if both == (true, true) {
         let why = format!("finalizer {ORPHAN} and {FOREGROUND} cannot be both set");
-        errors.push(FieldError::invalid(path, object["metadata"]["finalizers"].clone(), why));
+        errors.push(FieldError::invalid(
+            path,
+            object["metadata"]["finalizers"].clone(),
+            why,
+        ));
     }
 }
 
@@ -215,7 +288,11 @@ mod tests {
         }
         let namespaced = json!({"metadata": {"name": "a", "namespace": "n"}});
         assert_eq!(
-            texts(&validate_create(&namespaced, false, names::dns1123_subdomain)),
+            texts(&validate_create(
+                &namespaced,
+                false,
+                names::dns1123_subdomain
+            )),
             ["metadata.namespace: Forbidden: not allowed on this type"]
         );
     }
@@ -227,7 +304,9 @@ mod tests {
         new["metadata"]["finalizers"] = json!(["a/b", "c/d"]);
         assert_eq!(
             texts(&validate_update(&new, &old)),
-            ["metadata.finalizers: Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers []string{\"c/d\"}"]
+            [
+                "metadata.finalizers: Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers []string{\"c/d\"}"
+            ]
         );
     }
 

@@ -31,11 +31,9 @@ use crate::resources::{Catalog, ClusterConfig, Descriptor, Durability, Privilege
 use crate::store::{Store, StoreError};
 
 pub use admission::{Admission, Open, Operation, Request};
-pub use delete::Deleted;
-pub use options::{
-    DeleteOptions, FieldValidation, GetOptions, Input, ListOptions, Propagation,
-};
 pub use amphipod_api::patch::PatchType;
+pub use delete::Deleted;
+pub use options::{DeleteOptions, FieldValidation, GetOptions, Input, ListOptions, Propagation};
 pub use read::Listed;
 pub use watch::{WatchItem, WatchStream};
 
@@ -57,7 +55,11 @@ pub struct Context {
 
 impl Context {
     /// A plain request.
-    pub fn new(user: Arc<UserInfo>, descriptor: Arc<Descriptor>, namespace: impl Into<String>) -> Context {
+    pub fn new(
+        user: Arc<UserInfo>,
+        descriptor: Arc<Descriptor>,
+        namespace: impl Into<String>,
+    ) -> Context {
         Context {
             user,
             descriptor,
@@ -78,22 +80,36 @@ impl Context {
 
     /// Adds a warning for the user.
     pub fn warn(&self, text: impl Into<String>) {
-        self.warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(text.into());
+        self.warnings
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .push(text.into());
     }
 
     /// Takes the warnings collected so far.
     pub fn take_warnings(&self) -> Vec<String> {
-        std::mem::take(&mut *self.warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+        std::mem::take(
+            &mut *self
+                .warnings
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner),
+        )
     }
 
     /// How messages name the resource.
     pub fn group_resource(&self) -> GroupResource {
-        GroupResource { group: self.descriptor.group.to_string(), resource: self.descriptor.plural.to_string() }
+        GroupResource {
+            group: self.descriptor.group.to_string(),
+            resource: self.descriptor.plural.to_string(),
+        }
     }
 
     /// How messages name the kind.
     pub fn group_kind(&self) -> GroupKind {
-        GroupKind { group: self.descriptor.group.to_string(), kind: self.descriptor.kind.to_string() }
+        GroupKind {
+            group: self.descriptor.group.to_string(),
+            kind: self.descriptor.kind.to_string(),
+        }
     }
 }
 
@@ -119,13 +135,25 @@ impl Registry {
         privileges: Arc<dyn Privileges>,
         config: ClusterConfig,
     ) -> Registry {
-        Registry { store, cache, catalog, admission, privileges, config, allocating: tokio::sync::Mutex::default() }
+        Registry {
+            store,
+            cache,
+            catalog,
+            admission,
+            privileges,
+            config,
+            allocating: tokio::sync::Mutex::default(),
+        }
     }
 
     /// The tables that a catalog's resources need, for [`Cache::start`].
     pub fn tables(catalog: &Catalog) -> Vec<TableSpec> {
         let mut specs: Vec<TableSpec> = Vec::new();
-        for descriptor in catalog.snapshot().iter().filter(|descriptor| descriptor.stored) {
+        for descriptor in catalog
+            .snapshot()
+            .iter()
+            .filter(|descriptor| descriptor.stored)
+        {
             if descriptor.storage_as.is_none() {
                 specs.push(table_spec(descriptor));
             }
@@ -149,8 +177,16 @@ impl Registry {
     ///
     /// # Errors
     /// 404 for a resource that does not exist.
-    pub fn context(&self, user: &Arc<UserInfo>, resource: &str, namespace: &str) -> Result<Context, Status> {
-        let descriptor = self.catalog.by_resource(resource).ok_or_else(Status::no_such_resource)?;
+    pub fn context(
+        &self,
+        user: &Arc<UserInfo>,
+        resource: &str,
+        namespace: &str,
+    ) -> Result<Context, Status> {
+        let descriptor = self
+            .catalog
+            .by_resource(resource)
+            .ok_or_else(Status::no_such_resource)?;
         Ok(Context::new(user.clone(), descriptor, namespace))
     }
 
@@ -191,7 +227,9 @@ fn table_spec(descriptor: &Descriptor) -> TableSpec {
 /// A store's failure as an answer. A conflict must have been told before, in the words of the verb.
 fn storage_status(error: &StoreError) -> Status {
     match error {
-        StoreError::Full(_) => Status::failure(507, amphipod_api::Reason::INTERNAL_ERROR, error.to_string()),
+        StoreError::Full(_) => {
+            Status::failure(507, amphipod_api::Reason::INTERNAL_ERROR, error.to_string())
+        }
         StoreError::Closed => Status::service_unavailable(error.to_string()),
         StoreError::Compacted { horizon } => Status::too_old_resource_version(0, *horizon),
         _ => Status::internal_error(error),

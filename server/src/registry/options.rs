@@ -42,8 +42,19 @@ impl FieldValidation {
             "Ignore" => Ok(FieldValidation::Ignore),
             "Strict" => Ok(FieldValidation::Strict),
             other => {
-                let error = FieldError::not_supported("fieldValidation", other, &["Ignore", "Strict", "Warn"]);
-                Err(Status::invalid(&GroupKind { group: "meta.k8s.io".into(), kind: options_kind.into() }, "", &[error]))
+                let error = FieldError::not_supported(
+                    "fieldValidation",
+                    other,
+                    &["Ignore", "Strict", "Warn"],
+                );
+                Err(Status::invalid(
+                    &GroupKind {
+                        group: "meta.k8s.io".into(),
+                        kind: options_kind.into(),
+                    },
+                    "",
+                    &[error],
+                ))
             }
         }
     }
@@ -103,7 +114,9 @@ impl DeleteOptions {
     /// 400 for values of the wrong type, 422 for ones that mean nothing.
     pub fn from_value(value: &Value) -> Result<DeleteOptions, Status> {
         let wrong = |field: &str| {
-            Status::bad_request(format!("DeleteOptions in version \"v1\" cannot be handled as a DeleteOptions: invalid {field}"))
+            Status::bad_request(format!(
+                "DeleteOptions in version \"v1\" cannot be handled as a DeleteOptions: invalid {field}"
+            ))
         };
         let text = |value: &Value, field: &str| match value {
             Value::Null => Ok(None),
@@ -114,16 +127,27 @@ impl DeleteOptions {
         match &value["gracePeriodSeconds"] {
             Value::Null => {}
             seconds => {
-                options.grace_period_seconds = Some(seconds.as_i64().ok_or_else(|| wrong("gracePeriodSeconds"))?);
+                options.grace_period_seconds = Some(
+                    seconds
+                        .as_i64()
+                        .ok_or_else(|| wrong("gracePeriodSeconds"))?,
+                );
             }
         }
         match &value["orphanDependents"] {
             Value::Null => {}
-            flag => options.orphan_dependents = Some(flag.as_bool().ok_or_else(|| wrong("orphanDependents"))?),
+            flag => {
+                options.orphan_dependents =
+                    Some(flag.as_bool().ok_or_else(|| wrong("orphanDependents"))?)
+            }
         }
         options.uid = text(&value["preconditions"]["uid"], "preconditions.uid")?;
-        options.resource_version = text(&value["preconditions"]["resourceVersion"], "preconditions.resourceVersion")?;
-        options.set_propagation(text(&value["propagationPolicy"], "propagationPolicy")?.as_deref())?;
+        options.resource_version = text(
+            &value["preconditions"]["resourceVersion"],
+            "preconditions.resourceVersion",
+        )?;
+        options
+            .set_propagation(text(&value["propagationPolicy"], "propagationPolicy")?.as_deref())?;
         options.dry_run = match &value["dryRun"] {
             Value::Null => false,
             Value::Array(words) => {
@@ -152,8 +176,11 @@ impl DeleteOptions {
             Some("Background") => Some(Propagation::Background),
             Some("Foreground") => Some(Propagation::Foreground),
             Some(other) => {
-                let error =
-                    FieldError::not_supported("propagationPolicy", other, &["Foreground", "Background", "Orphan", "nil"]);
+                let error = FieldError::not_supported(
+                    "propagationPolicy",
+                    other,
+                    &["Foreground", "Background", "Orphan", "nil"],
+                );
                 return Err(invalid_options("DeleteOptions", error));
             }
         };
@@ -188,5 +215,12 @@ impl Propagation {
 }
 
 pub(super) fn invalid_options(kind: &str, error: FieldError) -> Status {
-    Status::invalid(&GroupKind { group: "meta.k8s.io".into(), kind: kind.into() }, "", &[error])
+    Status::invalid(
+        &GroupKind {
+            group: "meta.k8s.io".into(),
+            kind: kind.into(),
+        },
+        "",
+        &[error],
+    )
 }

@@ -38,7 +38,9 @@ impl Registry {
                 .map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?,
         };
         if kind != PatchType::Json && !patch.is_object() {
-            return Err(Status::bad_request("error decoding patch: a merge patch must be an object"));
+            return Err(Status::bad_request(
+                "error decoding patch: a merge patch must be an object",
+            ));
         }
         if let Some(scaled) = self.patch_scale(cx, name, kind, &patch).await {
             return Ok((scaled?, false));
@@ -53,11 +55,21 @@ impl Registry {
                 PatchType::StrategicMerge => go_text(&patch),
                 _ => new.to_string(),
             };
-            let unreadable =
-                |why: String| Status::invalid(&GroupKind::default(), "", &[FieldError::invalid("patch", &*shown, why)]);
-            let decoded = schema.decode_value(new).map_err(|error| unreadable(error.to_string()))?;
+            let unreadable = |why: String| {
+                Status::invalid(
+                    &GroupKind::default(),
+                    "",
+                    &[FieldError::invalid("patch", &*shown, why)],
+                )
+            };
+            let decoded = schema
+                .decode_value(new)
+                .map_err(|error| unreadable(error.to_string()))?;
             if cx.field_validation == FieldValidation::Strict && !decoded.strict.is_empty() {
-                return Err(unreadable(format!("strict decoding error: {}", decoded.strict.join(", "))));
+                return Err(unreadable(format!(
+                    "strict decoding error: {}",
+                    decoded.strict.join(", ")
+                )));
             }
             self.note_strict(cx, &decoded.strict)?;
             Ok(decoded.value)
@@ -67,7 +79,12 @@ impl Registry {
 }
 
 /// Applies a patch to a document in place.
-pub(super) fn apply(document: &mut Value, kind: PatchType, patch: &Value, root: &Ty) -> Result<(), Status> {
+pub(super) fn apply(
+    document: &mut Value,
+    kind: PatchType,
+    patch: &Value,
+    root: &Ty,
+) -> Result<(), Status> {
     match kind {
         PatchType::Json => apply_json_patch(document, patch)?,
         PatchType::Merge | PatchType::Apply => apply_merge_patch(document, patch),
@@ -108,9 +125,15 @@ fn go_text(value: &Value) -> String {
     match value {
         Value::Null => "<nil>".to_owned(),
         Value::String(text) => text.clone(),
-        Value::Array(items) => format!("[{}]", items.iter().map(go_text).collect::<Vec<_>>().join(" ")),
+        Value::Array(items) => format!(
+            "[{}]",
+            items.iter().map(go_text).collect::<Vec<_>>().join(" ")
+        ),
         Value::Object(map) => {
-            let entries: Vec<String> = map.iter().map(|(key, value)| format!("{key}:{}", go_text(value))).collect();
+            let entries: Vec<String> = map
+                .iter()
+                .map(|(key, value)| format!("{key}:{}", go_text(value)))
+                .collect();
             format!("map[{}]", entries.join(" "))
         }
         other => other.to_string(),

@@ -22,11 +22,20 @@ struct Paths<'a> {
 
 impl Registry {
     /// A subresource as get answers it: the object itself, or its Scale.
-    pub(super) fn part(&self, cx: &Context, subresource: &str, object: Arc<Object>) -> Result<Arc<Object>, Status> {
+    pub(super) fn part(
+        &self,
+        cx: &Context,
+        subresource: &str,
+        object: Arc<Object>,
+    ) -> Result<Arc<Object>, Status> {
         match cx.descriptor.subresource(subresource).map(|sub| &sub.what) {
             None => Err(Status::no_such_resource()),
             Some(SubresourceKind::Scale { .. }) => match paths(cx) {
-                Some(paths) => self.detached(cx, &mut to_scale(&object.value(), &paths), object.meta.revision),
+                Some(paths) => self.detached(
+                    cx,
+                    &mut to_scale(&object.value(), &paths),
+                    object.meta.revision,
+                ),
                 None => Err(Status::no_such_resource()),
             },
             Some(_) => Ok(object),
@@ -51,7 +60,10 @@ impl Registry {
                 meta::name(&scale)
             ))));
         }
-        Some(self.set_scale(cx, name, &paths, |_| Ok(scale.clone())).await)
+        Some(
+            self.set_scale(cx, name, &paths, |_| Ok(scale.clone()))
+                .await,
+        )
     }
 
     /// Patches the Scale; `None` if the request is not about a Scale.
@@ -104,15 +116,25 @@ impl Registry {
                 Ok(new)
             })
             .await?;
-        self.detached(cx, &mut to_scale(&object.value(), paths), object.meta.revision)
+        self.detached(
+            cx,
+            &mut to_scale(&object.value(), paths),
+            object.meta.revision,
+        )
     }
 }
 
 fn paths(cx: &Context) -> Option<Paths<'_>> {
     match &cx.descriptor.subresource(cx.subresource.as_deref()?)?.what {
-        SubresourceKind::Scale { spec_replicas, status_replicas, selector } => {
-            Some(Paths { spec: spec_replicas, status: status_replicas, selector: selector.as_deref() })
-        }
+        SubresourceKind::Scale {
+            spec_replicas,
+            status_replicas,
+            selector,
+        } => Some(Paths {
+            spec: spec_replicas,
+            status: status_replicas,
+            selector: selector.as_deref(),
+        }),
         _ => None,
     }
 }
@@ -125,37 +147,58 @@ fn decode(input: &Input) -> Result<Value, Status> {
     };
     let scale: Value = match input {
         Input::Value(value) => value.clone(),
-        Input::Json(body) => serde_json::from_slice(body).map_err(|error| bad(error.to_string()))?,
-        Input::Yaml(body) => serde_yaml_ng::from_slice(body).map_err(|error| bad(error.to_string()))?,
+        Input::Json(body) => {
+            serde_json::from_slice(body).map_err(|error| bad(error.to_string()))?
+        }
+        Input::Yaml(body) => {
+            serde_yaml_ng::from_slice(body).map_err(|error| bad(error.to_string()))?
+        }
     };
     match scale["kind"].as_str() {
         Some("Scale") | None => Ok(scale),
-        Some(kind) => {
-            Err(Status::bad_request(format!("{kind} in version \"v1\" cannot be handled as a Scale: unknown conversion")))
-        }
+        Some(kind) => Err(Status::bad_request(format!(
+            "{kind} in version \"v1\" cannot be handled as a Scale: unknown conversion"
+        ))),
     }
 }
 
 /// The Scale of an object.
 fn to_scale(object: &Value, paths: &Paths<'_>) -> Value {
     let mut metadata = Map::new();
-    for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
+    for field in [
+        "name",
+        "namespace",
+        "uid",
+        "resourceVersion",
+        "creationTimestamp",
+    ] {
         if let Some(value) = object["metadata"].get(field) {
             metadata.insert(field.into(), value.clone());
         }
     }
-    let number = |path: &str| path.split('.').try_fold(object, |value, part| value.get(part)).and_then(Value::as_i64);
+    let number = |path: &str| {
+        path.split('.')
+            .try_fold(object, |value, part| value.get(part))
+            .and_then(Value::as_i64)
+    };
     let mut status = json!({"replicas": number(paths.status).unwrap_or(0)});
-    let selector = paths.selector.and_then(|path| path.split('.').try_fold(object, |value, part| value.get(part)));
+    let selector = paths.selector.and_then(|path| {
+        path.split('.')
+            .try_fold(object, |value, part| value.get(part))
+    });
     let selector = match selector {
         Some(Value::String(text)) => text.clone(),
         // A ReplicationController's selector is a plain set of labels; a LabelSelector has these two fields.
-        Some(Value::Object(map)) if !map.keys().all(|key| key == "matchLabels" || key == "matchExpressions") => {
+        Some(Value::Object(map))
+            if !map
+                .keys()
+                .all(|key| key == "matchLabels" || key == "matchExpressions") =>
+        {
             LabelSelector::from_set(map).to_string()
         }
-        Some(selector @ Value::Object(_)) => {
-            LabelSelector::from_object(selector).map(|selector| selector.to_string()).unwrap_or_default()
-        }
+        Some(selector @ Value::Object(_)) => LabelSelector::from_object(selector)
+            .map(|selector| selector.to_string())
+            .unwrap_or_default(),
         _ => String::new(),
     };
     if !selector.is_empty() {
@@ -171,7 +214,11 @@ fn to_scale(object: &Value, paths: &Paths<'_>) -> Value {
 fn set(object: &mut Value, path: &str, value: Value) {
     match path.split_once('.') {
         None => drop(meta_child(object).insert(path.to_owned(), value)),
-        Some((head, rest)) => set(meta_child(object).entry(head).or_insert(Value::Null), rest, value),
+        Some((head, rest)) => set(
+            meta_child(object).entry(head).or_insert(Value::Null),
+            rest,
+            value,
+        ),
     }
 }
 
@@ -191,7 +238,11 @@ mod tests {
 
     #[test]
     fn a_scale_tells_replicas_and_selector() {
-        let paths = Paths { spec: "spec.replicas", status: "status.replicas", selector: Some("spec.selector") };
+        let paths = Paths {
+            spec: "spec.replicas",
+            status: "status.replicas",
+            selector: Some("spec.selector"),
+        };
         let object = json!({"metadata": {"name": "a", "labels": {}}, "spec": {"replicas": 2,
             "selector": {"matchLabels": {"a": "b"}}}, "status": {"replicas": 1}});
         let scale = to_scale(&object, &paths);

@@ -41,12 +41,12 @@ impl WatchItem {
         match self {
             WatchItem::Change { kind, object } => object.event_line(*kind),
             WatchItem::Bookmark { revision, initial } => {
-                let mut metadata = json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
+                let mut metadata =
+                    json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
                 if *initial {
                     metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
                 }
-                let object =
-                    json!({"kind": descriptor.kind, "apiVersion": descriptor.api_version(), "metadata": metadata});
+                let object = json!({"kind": descriptor.kind, "apiVersion": descriptor.api_version(), "metadata": metadata});
                 Bytes::from(format!("{{\"type\":\"BOOKMARK\",\"object\":{object}}}\n"))
             }
             WatchItem::Error(status) => {
@@ -94,25 +94,41 @@ impl Registry {
         }
         let mut initial = Vec::new();
         let (watch, after) = match revision {
-            Some(revision) if !from_now && !with_state => {
-                (table.subscribe(revision).map_err(|gone| gone_status(&gone))?, revision)
-            }
+            Some(revision) if !from_now && !with_state => (
+                table
+                    .subscribe(revision)
+                    .map_err(|gone| gone_status(&gone))?,
+                revision,
+            ),
             _ => {
                 let (snapshot, watch) = table.list_and_watch(namespace);
                 if with_state {
-                    let selected = snapshot.items.into_iter().filter(|object| matches(object, &table, &options));
-                    initial.extend(selected.map(|object| WatchItem::Change { kind: EventType::Added, object }));
+                    let selected = snapshot
+                        .items
+                        .into_iter()
+                        .filter(|object| matches(object, &table, &options));
+                    initial.extend(selected.map(|object| WatchItem::Change {
+                        kind: EventType::Added,
+                        object,
+                    }));
                 }
                 if options.send_initial_events == Some(true) && options.allow_watch_bookmarks {
-                    initial.push(WatchItem::Bookmark { revision: snapshot.revision, initial: true });
+                    initial.push(WatchItem::Bookmark {
+                        revision: snapshot.revision,
+                        initial: true,
+                    });
                 }
                 (watch, snapshot.revision)
             }
         };
         let now = Instant::now();
-        let timeout = options.timeout.filter(|timeout| !timeout.is_zero()).unwrap_or_else(|| {
-            TIMEOUT_LEAST + Duration::from_secs(u64::from(uuid::Uuid::new_v4().as_bytes()[0]) * 7)
-        });
+        let timeout = options
+            .timeout
+            .filter(|timeout| !timeout.is_zero())
+            .unwrap_or_else(|| {
+                TIMEOUT_LEAST
+                    + Duration::from_secs(u64::from(uuid::Uuid::new_v4().as_bytes()[0]) * 7)
+            });
         Ok(WatchStream {
             watch,
             descriptor: cx.descriptor.clone(),
@@ -165,7 +181,11 @@ impl WatchStream {
                 }
             }
             let bookmarks = self.options.allow_watch_bookmarks;
-            let wake = if bookmarks { self.deadline.min(self.next_bookmark) } else { self.deadline };
+            let wake = if bookmarks {
+                self.deadline.min(self.next_bookmark)
+            } else {
+                self.deadline
+            };
             let events = tokio::select! {
                 biased;
                 events = self.watch.next() => events,
@@ -190,11 +210,16 @@ impl WatchStream {
     fn bookmark(&mut self) -> Option<Vec<WatchItem>> {
         // Events that came in this instant must be told before: leave the bookmark to the next time.
         let revision = match self.watch.idle_revision() {
-            Some(revision) if self.options.allow_watch_bookmarks && revision > self.told => revision,
+            Some(revision) if self.options.allow_watch_bookmarks && revision > self.told => {
+                revision
+            }
             _ => return None,
         };
         self.told = revision;
-        Some(vec![WatchItem::Bookmark { revision, initial: false }])
+        Some(vec![WatchItem::Bookmark {
+            revision,
+            initial: false,
+        }])
     }
 
     fn select(&mut self, events: &[Arc<Event>]) -> Vec<WatchItem> {
@@ -203,20 +228,34 @@ impl WatchStream {
             if !self.namespace.is_empty() && *event.object.meta.namespace != *self.namespace {
                 continue;
             }
-            let before = event.prev.as_deref().is_some_and(|prev| matches(prev, self.watch.table(), &self.options));
-            let after = event.kind != EventType::Deleted && matches(&event.object, self.watch.table(), &self.options);
+            let before = event
+                .prev
+                .as_deref()
+                .is_some_and(|prev| matches(prev, self.watch.table(), &self.options));
+            let after = event.kind != EventType::Deleted
+                && matches(&event.object, self.watch.table(), &self.options);
             let item = match (before, after, event.kind) {
                 (false, false, _) => continue,
-                (false, true, _) => WatchItem::Change { kind: EventType::Added, object: event.object.clone() },
-                (true, true, _) => WatchItem::Change { kind: EventType::Modified, object: event.object.clone() },
-                (true, false, EventType::Deleted) => {
-                    WatchItem::Change { kind: EventType::Deleted, object: event.object.clone() }
-                }
+                (false, true, _) => WatchItem::Change {
+                    kind: EventType::Added,
+                    object: event.object.clone(),
+                },
+                (true, true, _) => WatchItem::Change {
+                    kind: EventType::Modified,
+                    object: event.object.clone(),
+                },
+                (true, false, EventType::Deleted) => WatchItem::Change {
+                    kind: EventType::Deleted,
+                    object: event.object.clone(),
+                },
                 (true, false, _) => {
                     // It no longer matches: the client sees its last matching state go.
                     let Some(prev) = &event.prev else { continue };
                     let object = Arc::new(prev.restamped(event.revision, EventType::Deleted));
-                    WatchItem::Change { kind: EventType::Deleted, object }
+                    WatchItem::Change {
+                        kind: EventType::Deleted,
+                        object,
+                    }
                 }
             };
             self.told = event.revision;

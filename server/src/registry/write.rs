@@ -6,7 +6,9 @@ use amphipod_api::{FieldError, Reason, Status, meta, names};
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::{Context, FieldValidation, Input, Operation, Registry, Request, metadata, shown, storage_status};
+use super::{
+    Context, FieldValidation, Input, Operation, Registry, Request, metadata, shown, storage_status,
+};
 use crate::cache::{EventType, Object, encode};
 use crate::resources::schema::strict_status;
 use crate::resources::{Descriptor, Durability, StrategyContext, SubresourceKind};
@@ -60,55 +62,89 @@ impl Registry {
             _ => String::new(),
         };
         if !base.is_empty() {
-            meta::metadata_mut(&mut object).insert("name".into(), names::generate_name(&base).into());
+            meta::metadata_mut(&mut object)
+                .insert("name".into(), names::generate_name(&base).into());
         }
         let strategy = &cx.descriptor.strategy;
         strategy.default(&mut object);
         let name = meta::name(&object).to_owned();
         let lookup = &*self.cache;
-        let request = Request { context: cx, operation: Operation::Create, name: &name, old: None, lookup };
+        let request = Request {
+            context: cx,
+            operation: Operation::Create,
+            name: &name,
+            old: None,
+            lookup,
+        };
         self.admission.admit(&request, &mut object)?;
         let _allocating = self.allocation(&cx.descriptor).await;
         strategy.prepare_for_create(&self.strategy_context(cx, now), &mut object)?;
-        let mut errors = metadata::validate_create(&object, cx.descriptor.namespaced(), strategy.name_rule());
+        let mut errors =
+            metadata::validate_create(&object, cx.descriptor.namespaced(), strategy.name_rule());
         errors.extend(strategy.validate_create(&object));
         if !errors.is_empty() {
-            return Err(Status::invalid(&cx.group_kind(), meta::name(&object), &errors));
+            return Err(Status::invalid(
+                &cx.group_kind(),
+                meta::name(&object),
+                &errors,
+            ));
         }
-        strategy.warnings(&object).into_iter().for_each(|warning| cx.warn(warning));
+        strategy
+            .warnings(&object)
+            .into_iter()
+            .for_each(|warning| cx.warn(warning));
         self.admission.validate(&request, Some(&object))?;
 
         for _ in 0..NAME_ATTEMPTS {
             if cx.dry_run {
-                match self.table(&cx.descriptor).get(&cx.namespace, meta::name(&object)) {
+                match self
+                    .table(&cx.descriptor)
+                    .get(&cx.namespace, meta::name(&object))
+                {
                     None => return self.detached(cx, &mut object, 0),
                     Some(_) if base.is_empty() => return Err(self.taken(cx, meta::name(&object))),
                     Some(_) => {}
                 }
             } else {
                 let name = meta::name(&object).to_owned();
-                match self.commit_put(cx, &name, Expect::Absent, &mut object).await? {
+                match self
+                    .commit_put(cx, &name, Expect::Absent, &mut object)
+                    .await?
+                {
                     Committed::Done(object) => return Ok(object),
                     Committed::Conflict if base.is_empty() => return Err(self.taken(cx, &name)),
                     Committed::Conflict => {}
                 }
             }
-            meta::metadata_mut(&mut object).insert("name".into(), names::generate_name(&base).into());
+            meta::metadata_mut(&mut object)
+                .insert("name".into(), names::generate_name(&base).into());
         }
-        Err(Status::generate_name_conflict(&cx.group_resource(), meta::name(&object), 1))
+        Err(Status::generate_name_conflict(
+            &cx.group_resource(),
+            meta::name(&object),
+            1,
+        ))
     }
 
     /// Replaces an object, or with `status` and the like the part of it that the subresource is. True: it was created.
     ///
     /// # Errors
     /// As create; 404; 409 if the body is of another version than the stored one.
-    pub async fn update(&self, cx: &Context, name: &str, input: Input) -> Result<(Arc<Object>, bool), Status> {
+    pub async fn update(
+        &self,
+        cx: &Context,
+        name: &str,
+        input: Input,
+    ) -> Result<(Arc<Object>, bool), Status> {
         if let Some(scaled) = self.update_scale(cx, name, &input).await {
             return Ok((scaled?, false));
         }
         let new = self.decode(cx, input)?;
         check_name(cx, name, &new)?;
-        let exists = self.table(&cx.descriptor).get(&cx.namespace, name).is_some();
+        let exists = self
+            .table(&cx.descriptor)
+            .get(&cx.namespace, name)
+            .is_some();
         if !exists && cx.subresource.is_none() && cx.descriptor.strategy.allow_create_on_update() {
             if !meta::resource_version(&new).is_empty() {
                 // As upstream: a version was given, so there must have been an object.
@@ -161,14 +197,19 @@ impl Registry {
             }
             if self.goes_with_update(cx, &new, &old) {
                 match self.finish_delete(cx, &stored).await? {
-                    Committed::Done(gone) => return self.detached(cx, &mut new, gone.meta.revision),
+                    Committed::Done(gone) => {
+                        return self.detached(cx, &mut new, gone.meta.revision);
+                    }
                     Committed::Conflict => continue,
                 }
             }
             if cx.dry_run {
                 return self.detached(cx, &mut new, stored.meta.revision);
             }
-            match self.commit_put(cx, name, Expect::Revision(stored.meta.revision), &mut new).await? {
+            match self
+                .commit_put(cx, name, Expect::Revision(stored.meta.revision), &mut new)
+                .await?
+            {
                 Committed::Done(object) => return Ok(object),
                 // The next round tells whether the version that the caller named is still the stored one.
                 Committed::Conflict => {}
@@ -178,7 +219,13 @@ impl Registry {
     }
 
     /// Optimistic locking.
-    fn check_version(&self, cx: &Context, name: &str, new: &Value, old: &Value) -> Result<(), Status> {
+    fn check_version(
+        &self,
+        cx: &Context,
+        name: &str,
+        new: &Value,
+        old: &Value,
+    ) -> Result<(), Status> {
         let (uid, stored) = (meta::uid(new), meta::uid(old));
         if !uid.is_empty() && uid != stored {
             let why = format!(
@@ -192,7 +239,11 @@ impl Registry {
         match meta::resource_version(new) {
             "" | "0" if cx.descriptor.strategy.allow_unconditional_update() => Ok(()),
             "" | "0" => {
-                let error = FieldError::invalid("metadata.resourceVersion", 0, "must be specified for an update");
+                let error = FieldError::invalid(
+                    "metadata.resourceVersion",
+                    0,
+                    "must be specified for an update",
+                );
                 Err(Status::invalid(&cx.group_kind(), name, &[error]))
             }
             version if version == meta::resource_version(old) => Ok(()),
@@ -201,22 +252,41 @@ impl Registry {
     }
 
     /// Defaults, admission, preparation and validation of a changed object.
-    fn prepare_update(&self, cx: &Context, name: &str, new: &mut Value, old: &Value) -> Result<(), Status> {
+    fn prepare_update(
+        &self,
+        cx: &Context,
+        name: &str,
+        new: &mut Value,
+        old: &Value,
+    ) -> Result<(), Status> {
         let strategy = &cx.descriptor.strategy;
         let part = self.part_name(cx);
         strategy.default(new);
         metadata::carry_over(new, old);
-        let request =
-            Request { context: cx, operation: Operation::Update, name, old: Some(old), lookup: &*self.cache };
+        let request = Request {
+            context: cx,
+            operation: Operation::Update,
+            name,
+            old: Some(old),
+            lookup: &*self.cache,
+        };
         self.admission.admit(&request, new)?;
-        strategy.prepare_for_update(&self.strategy_context(cx, Timestamp::now()), new, old, part)?;
+        strategy.prepare_for_update(
+            &self.strategy_context(cx, Timestamp::now()),
+            new,
+            old,
+            part,
+        )?;
         let mut errors = metadata::validate_update(new, old);
         errors.extend(strategy.validate_update(new, old, part));
         if !errors.is_empty() {
             return Err(Status::invalid(&cx.group_kind(), name, &errors));
         }
         if part.is_none() {
-            strategy.warnings(new).into_iter().for_each(|warning| cx.warn(warning));
+            strategy
+                .warnings(new)
+                .into_iter()
+                .for_each(|warning| cx.warn(warning));
         }
         self.admission.validate(&request, Some(new))
     }
@@ -228,7 +298,11 @@ impl Registry {
         matches!(part.what, SubresourceKind::Part | SubresourceKind::Finalize).then_some(name)
     }
 
-    pub(super) fn strategy_context<'a>(&'a self, cx: &'a Context, now: Timestamp) -> StrategyContext<'a> {
+    pub(super) fn strategy_context<'a>(
+        &'a self,
+        cx: &'a Context,
+        now: Timestamp,
+    ) -> StrategyContext<'a> {
         StrategyContext {
             user: &cx.user,
             namespace: &cx.namespace,
@@ -243,7 +317,11 @@ impl Registry {
 
     async fn allocation(&self, descriptor: &Descriptor) -> Option<tokio::sync::MutexGuard<'_, ()>> {
         let allocates = ALLOCATING.contains(&&*descriptor.resource());
-        if allocates { Some(self.allocating.lock().await) } else { None }
+        if allocates {
+            Some(self.allocating.lock().await)
+        } else {
+            None
+        }
     }
 
     /// Reads a body.
@@ -263,9 +341,11 @@ impl Registry {
     /// Applies `fieldValidation` to unknown and duplicate fields.
     pub(super) fn note_strict(&self, cx: &Context, strict: &[String]) -> Result<(), Status> {
         match cx.field_validation {
-            FieldValidation::Strict if !strict.is_empty() => {
-                Err(strict_status(&cx.descriptor.api_version(), &cx.descriptor.kind, strict))
-            }
+            FieldValidation::Strict if !strict.is_empty() => Err(strict_status(
+                &cx.descriptor.api_version(),
+                &cx.descriptor.kind,
+                strict,
+            )),
             FieldValidation::Warn => {
                 strict.iter().for_each(|text| cx.warn(text.clone()));
                 Ok(())
@@ -288,7 +368,9 @@ impl Registry {
         let change = Change::Put(bytes.clone());
         // A step of a deletion leads to less being stored.
         let frees = expect != Expect::Absent && meta::is_deleting(object);
-        let Some(revision) = self.commit(cx, name, expect, change, frees).await? else { return Ok(Committed::Conflict) };
+        let Some(revision) = self.commit(cx, name, expect, change, frees).await? else {
+            return Ok(Committed::Conflict);
+        };
         let table = self.table(&cx.descriptor);
         // The cache has it before the commit answers; only a still newer one may be in its place.
         let object = match table.get(&cx.namespace, name) {
@@ -327,8 +409,14 @@ impl Registry {
     }
 
     /// An object that is not stored: the answer to a dry run.
-    pub(super) fn detached(&self, cx: &Context, object: &mut Value, revision: u64) -> Result<Arc<Object>, Status> {
-        crate::cache::detached(object, revision, self.table(&cx.descriptor).fields()).map_err(Status::internal_error)
+    pub(super) fn detached(
+        &self,
+        cx: &Context,
+        object: &mut Value,
+        revision: u64,
+    ) -> Result<Arc<Object>, Status> {
+        crate::cache::detached(object, revision, self.table(&cx.descriptor).fields())
+            .map_err(Status::internal_error)
     }
 
     /// 409 for a name that is taken.

@@ -68,24 +68,33 @@ impl Log {
 
     fn prepare(&self) -> Result<(), StoreError> {
         let db = &self.connection;
-        db.busy_timeout(Duration::from_secs(2)).map_err(store_error)?;
+        db.busy_timeout(Duration::from_secs(2))
+            .map_err(store_error)?;
         db.execute_batch(
             "PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-512;
              PRAGMA wal_autocheckpoint=512; PRAGMA journal_size_limit=2097152; PRAGMA temp_store=MEMORY;",
         )
         .map_err(store_error)?;
-        let verdict: String =
-            db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(store_error)?;
+        let verdict: String = db
+            .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+            .map_err(store_error)?;
         if verdict != "ok" {
             return Err(StoreError::Corrupt(verdict));
         }
-        let version: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(store_error)?;
+        let version: i64 = db
+            .query_row("PRAGMA user_version", [], |row| row.get(0))
+            .map_err(store_error)?;
         if version > VERSION {
-            let text = format!("it has layout {version}, made by a newer server; this one knows layouts up to {VERSION}");
+            let text = format!(
+                "it has layout {version}, made by a newer server; this one knows layouts up to {VERSION}"
+            );
             return Err(StoreError::Failed(text));
         }
         if version < VERSION {
-            db.execute_batch(&format!("BEGIN; {SCHEMA} PRAGMA user_version={VERSION}; COMMIT;")).map_err(store_error)?;
+            db.execute_batch(&format!(
+                "BEGIN; {SCHEMA} PRAGMA user_version={VERSION}; COMMIT;"
+            ))
+            .map_err(store_error)?;
         }
         Ok(())
     }
@@ -94,7 +103,11 @@ impl Log {
         let value: Option<i64> = self
             .connection
             .prepare_cached("SELECT value FROM counter WHERE name = ?1")
-            .and_then(|mut query| query.query_row([counter.name()], |row| row.get(0)).optional())
+            .and_then(|mut query| {
+                query
+                    .query_row([counter.name()], |row| row.get(0))
+                    .optional()
+            })
             .map_err(store_error)?;
         Ok(value.unwrap_or(0) as u64)
     }
@@ -110,26 +123,42 @@ impl Log {
             let key: String = row.get(1).map_err(store_error)?;
             let revision: i64 = row.get(0).map_err(store_error)?;
             let length: Option<i64> = row.get(2).map_err(store_error)?;
-            let key = Key::parse(&key).ok_or_else(|| StoreError::Corrupt(format!("row {revision} has key {key:?}")))?;
-            visit(Row { revision: revision as u64, key, length: length.map(|length| length as usize) });
+            let key = Key::parse(&key)
+                .ok_or_else(|| StoreError::Corrupt(format!("row {revision} has key {key:?}")))?;
+            visit(Row {
+                revision: revision as u64,
+                key,
+                length: length.map(|length| length as usize),
+            });
         }
         Ok(())
     }
 
     /// Visits the rows after one revision and up to another, in revision order.
-    pub fn read(&self, after: u64, upto: u64, mut visit: impl FnMut(Record)) -> Result<(), StoreError> {
+    pub fn read(
+        &self,
+        after: u64,
+        upto: u64,
+        mut visit: impl FnMut(Record),
+    ) -> Result<(), StoreError> {
         let mut query = self
             .connection
             .prepare_cached("SELECT revision, key, value FROM log WHERE revision > ?1 AND revision <= ?2 ORDER BY revision")
             .map_err(store_error)?;
         let upto = i64::try_from(upto).unwrap_or(i64::MAX);
-        let mut rows = query.query(params![after as i64, upto]).map_err(store_error)?;
+        let mut rows = query
+            .query(params![after as i64, upto])
+            .map_err(store_error)?;
         while let Some(row) = rows.next().map_err(store_error)? {
             let revision: i64 = row.get(0).map_err(store_error)?;
             let key: String = row.get(1).map_err(store_error)?;
             let value: Option<Vec<u8>> = row.get(2).map_err(store_error)?;
             if let Some(key) = Key::parse(&key) {
-                visit(Record { revision: revision as u64, key, value: value.map(Bytes::from) });
+                visit(Record {
+                    revision: revision as u64,
+                    key,
+                    value: value.map(Bytes::from),
+                });
             }
         }
         Ok(())
@@ -141,7 +170,9 @@ impl Log {
         work: impl FnOnce(&Batch<'_>) -> Result<(), rusqlite::Error>,
     ) -> Result<(), StoreError> {
         let batch = Batch(
-            self.connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).map_err(store_error)?,
+            self.connection
+                .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
+                .map_err(store_error)?,
         );
         work(&batch).map_err(store_error)?;
         batch.0.commit().map_err(store_error)
@@ -160,20 +191,28 @@ impl Log {
     /// Writes a consistent copy of the whole to another file, which must not exist.
     pub fn copy_to(&self, path: &Path) -> Result<(), StoreError> {
         let path = path.to_string_lossy();
-        self.connection.execute("VACUUM INTO ?1", [path.as_ref()]).map_err(store_error)?;
+        self.connection
+            .execute("VACUUM INTO ?1", [path.as_ref()])
+            .map_err(store_error)?;
         Ok(())
     }
 
     /// Copies the write-ahead log into the file; `give_back`: and its space goes to the file system, else it is used again.
     pub fn checkpoint(&self, give_back: bool) -> Result<(), StoreError> {
         let mode = if give_back { "TRUNCATE" } else { "RESTART" };
-        self.connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(())).map_err(store_error)
+        self.connection
+            .query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(()))
+            .map_err(store_error)
     }
 
     /// Bytes inside the file that new rows can take without its growing.
     pub fn free_bytes(&self) -> Result<u64, StoreError> {
-        let query = "SELECT freelist_count * page_size FROM pragma_freelist_count, pragma_page_size";
-        let bytes: i64 = self.connection.query_row(query, [], |row| row.get(0)).map_err(store_error)?;
+        let query =
+            "SELECT freelist_count * page_size FROM pragma_freelist_count, pragma_page_size";
+        let bytes: i64 = self
+            .connection
+            .query_row(query, [], |row| row.get(0))
+            .map_err(store_error)?;
         Ok(bytes as u64)
     }
 }
@@ -185,18 +224,26 @@ impl Batch<'_> {
     pub fn append(&self, record: &Record) -> Result<(), rusqlite::Error> {
         self.0
             .prepare_cached("INSERT INTO log (revision, key, value) VALUES (?1, ?2, ?3)")?
-            .execute(params![record.revision as i64, record.key.as_str(), record.value.as_deref()])?;
+            .execute(params![
+                record.revision as i64,
+                record.key.as_str(),
+                record.value.as_deref()
+            ])?;
         Ok(())
     }
 
     pub fn delete(&self, revision: u64) -> Result<(), rusqlite::Error> {
-        self.0.prepare_cached("DELETE FROM log WHERE revision = ?1")?.execute([revision as i64])?;
+        self.0
+            .prepare_cached("DELETE FROM log WHERE revision = ?1")?
+            .execute([revision as i64])?;
         Ok(())
     }
 
     pub fn set(&self, counter: Counter, value: u64) -> Result<(), rusqlite::Error> {
         self.0
-            .prepare_cached("INSERT INTO counter VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = ?2")?
+            .prepare_cached(
+                "INSERT INTO counter VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = ?2",
+            )?
             .execute(params![counter.name(), value as i64])?;
         Ok(())
     }

@@ -10,8 +10,11 @@
 //!   from the cache.
 //! - [`Durability::Immediate`] commits are on disk when they answer.
 
+mod backup;
 mod ballast;
+mod history;
 mod log;
+mod pending;
 mod sqlite;
 mod writer;
 
@@ -151,7 +154,9 @@ pub enum StoreError {
     #[error("the key is at revision {current:?}")]
     Conflict { current: Option<u64> },
     /// No space on the device. Reads go on, and so will writes when there is space.
-    #[error("the disk that holds the server's state is full ({0}): free space there, writes then go on by themselves")]
+    #[error(
+        "the disk that holds the server's state is full ({0}): free space there, writes then go on by themselves"
+    )]
     Full(String),
     /// The device refuses writes.
     #[error("the disk that holds the server's state refuses writes: {0}")]

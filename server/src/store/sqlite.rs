@@ -73,7 +73,10 @@ impl SqliteStore {
             .stack_size(512 * 1024)
             .spawn(move || writer.run(&receiver))
             .map_err(|error| StoreError::Failed(format!("starting the writer thread: {error}")))?;
-        Ok(SqliteStore { commands: Mutex::new(Some(sender)), shared })
+        Ok(SqliteStore {
+            commands: Mutex::new(Some(sender)),
+            shared,
+        })
     }
 
     /// Opens the file; if it is damaged, moves it aside for inspection and begins anew from the backup of the options, if
@@ -83,7 +86,12 @@ impl SqliteStore {
     /// The file cannot be used, or moved.
     pub fn open_or_quarantine(path: &Path, options: Options) -> Result<Opened, StoreError> {
         let damage = match SqliteStore::open(path, options.clone()) {
-            Ok(store) => return Ok(Opened { store, quarantined: None }),
+            Ok(store) => {
+                return Ok(Opened {
+                    store,
+                    quarantined: None,
+                });
+            }
             Err(StoreError::Corrupt(damage)) => damage,
             Err(error) => return Err(error),
         };
@@ -93,9 +101,14 @@ impl SqliteStore {
             match restore_from(backup, path, &options) {
                 Ok(store) => {
                     warn!(backup = %backup.display(), "the state was restored from its last backup; later changes are lost");
-                    return Ok(Opened { store, quarantined: Some(aside) });
+                    return Ok(Opened {
+                        store,
+                        quarantined: Some(aside),
+                    });
                 }
-                Err(error) => error!(%error, backup = %backup.display(), "the backup cannot be used"),
+                Err(error) => {
+                    error!(%error, backup = %backup.display(), "the backup cannot be used")
+                }
             }
         }
         error!("no backup of the state: beginning with an empty one");
@@ -103,7 +116,10 @@ impl SqliteStore {
         if let Err(error) = Log::open(path).and_then(|mut log| log.jump(RESTORE_JUMP)) {
             warn!(%error, "preparing the empty state");
         }
-        Ok(Opened { store: SqliteStore::open(path, options)?, quarantined: Some(aside) })
+        Ok(Opened {
+            store: SqliteStore::open(path, options)?,
+            quarantined: Some(aside),
+        })
     }
 
     /// Writes a consistent copy to `path`, replacing an older one. Commits wait meanwhile.
@@ -111,12 +127,19 @@ impl SqliteStore {
     /// # Errors
     /// What the disk said.
     pub async fn backup(&self, path: &Path) -> Result<(), StoreError> {
-        self.ask(|reply| Command::Backup(path.to_owned(), reply)).await
+        self.ask(|reply| Command::Backup(path.to_owned(), reply))
+            .await
     }
 
     fn send(&self, command: Command) -> Result<(), StoreError> {
-        let commands = self.commands.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        commands.as_ref().and_then(|commands| commands.send(command).ok()).ok_or(StoreError::Closed)
+        let commands = self
+            .commands
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        commands
+            .as_ref()
+            .and_then(|commands| commands.send(command).ok())
+            .ok_or(StoreError::Closed)
     }
 
     async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, StoreError> {
@@ -145,7 +168,12 @@ impl Store for SqliteStore {
         at: u64,
         visit: Box<dyn FnMut(Record) + Send>,
     ) -> BoxFuture<'a, Result<(), StoreError>> {
-        Box::pin(self.ask(move |reply| Command::Load { prefix: prefix.to_owned(), at, visit, reply }))
+        Box::pin(self.ask(move |reply| Command::Load {
+            prefix: prefix.to_owned(),
+            at,
+            visit,
+            reply,
+        }))
     }
 
     fn watch(&self, after: u64, sink: Sink) -> BoxFuture<'_, Result<(), StoreError>> {
@@ -159,7 +187,10 @@ impl Store for SqliteStore {
     fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async {
             let result = self.ask(|reply| Command::Close(Some(reply))).await;
-            self.commands.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+            self.commands
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .take();
             result
         })
     }
@@ -167,7 +198,9 @@ impl Store for SqliteStore {
 
 /// Moves the file and its log aside: `state.db` becomes `state.db.damaged-SECONDS`.
 fn quarantine(path: &Path) -> Result<PathBuf, StoreError> {
-    let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let seconds = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
     let with = |suffix: &str| {
         let mut name = path.as_os_str().to_owned();
         name.push(suffix);
@@ -179,7 +212,9 @@ fn quarantine(path: &Path) -> Result<PathBuf, StoreError> {
         again += 1;
         aside = with(&format!(".damaged-{seconds}-{again}"));
     }
-    let moved = |error: std::io::Error| StoreError::Failed(format!("moving the damaged database aside: {error}"));
+    let moved = |error: std::io::Error| {
+        StoreError::Failed(format!("moving the damaged database aside: {error}"))
+    };
     std::fs::rename(path, &aside).map_err(moved)?;
     let wal = with("-wal");
     if wal.exists() {
@@ -194,7 +229,8 @@ fn quarantine(path: &Path) -> Result<PathBuf, StoreError> {
 const RESTORE_JUMP: u64 = 1 << 32;
 
 fn restore_from(backup: &Path, path: &Path, options: &Options) -> Result<SqliteStore, StoreError> {
-    std::fs::copy(backup, path).map_err(|error| StoreError::Failed(format!("copying the backup: {error}")))?;
+    std::fs::copy(backup, path)
+        .map_err(|error| StoreError::Failed(format!("copying the backup: {error}")))?;
     let opened = Log::open(path).and_then(|mut log| log.jump(RESTORE_JUMP));
     if let Err(error) = opened {
         // The damaged copy must not stand in the way of an empty beginning.

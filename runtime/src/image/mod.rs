@@ -16,6 +16,8 @@ mod auth;
 mod build;
 mod catalog;
 mod challenge;
+#[cfg(test)]
+mod chaos_tests;
 mod compression;
 mod digest;
 mod disk;

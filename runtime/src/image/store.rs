@@ -214,6 +214,11 @@ impl ImageStore {
     ) -> Result<Image> {
         let (store, binary, name) = (self.clone(), binary.to_path_buf(), name.clone());
         let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
+        // Pods that start together ask together: one builds, the others find the layer.
+        let _lock = self
+            .inner
+            .lock(&Digest::sha256(binary.as_os_str().as_encoded_bytes()))
+            .await;
         blocking(move || super::build::build(&store, &binary, &name, &args)).await
     }
 

@@ -219,6 +219,19 @@ fn set_xattr(fd: &OwnedFd, name: &[u8], value: &[u8]) -> nix::Result<()> {
     Errno::result(result).map(drop)
 }
 
+/// An error of a system call: some are the layer's fault, all others the box's.
 pub(crate) fn errno(doing: &str, e: Errno) -> ImageError {
-    ImageError::io(doing, &io::Error::from(e))
+    match e {
+        Errno::ENOENT
+        | Errno::ENOTDIR
+        | Errno::EISDIR
+        | Errno::EEXIST
+        | Errno::ELOOP
+        | Errno::EINVAL
+        | Errno::EMLINK
+        | Errno::ENAMETOOLONG => {
+            ImageError::new(ErrorKind::Corrupt, format!("{doing}: {}", e.desc()))
+        }
+        _ => ImageError::io(doing, &io::Error::from(e)),
+    }
 }

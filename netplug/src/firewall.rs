@@ -32,7 +32,8 @@ impl Transaction {
 /// A packet filter that knows our base rules.
 pub trait Firewall: Send + std::fmt::Debug {
     /// Makes the base rules, or finds them; tells what is installed. Keeps what an earlier run installed, also when its base rules were other ones.
-    fn open(&mut self) -> Result<Found>;
+    /// `anew`: makes the rules again also if they seem to be there.
+    fn open(&mut self, anew: bool) -> Result<Found>;
     /// Applies changes. Their `old` sides are what is installed. After an error [`Firewall::open`] tells anew what is there.
     fn apply(&mut self, transaction: &Transaction) -> Result<()>;
     /// Removes everything that is ours.

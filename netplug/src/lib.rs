@@ -1,7 +1,29 @@
 //! Pod network, services, host ports and DNS of one box.
 //!
 //! Everything is done in process: links, addresses and routes by rtnetlink, services and host ports by nftables over netlink, names by a small DNS
-//! server. This crate knows addresses, endpoints and the kernel. It never sees an object of the Kubernetes API.
+//! server. No executable of the host is run, and nothing happens while nothing changes.
+//!
+//! **Architecture invariant:** this crate knows addresses, endpoints and the kernel. It never sees an object of the Kubernetes API.
+//!
+//! **Architecture invariant:** every pod has a link of its own, and every packet of a pod passes the IP hooks of the box, also on its way to a neighbour.
+//! So replies through services are translated back and policies see everything, without a bridge and its netfilter module. Neighbours are permanent
+//! entries: no pod can claim the address of another.
+//!
+//! **Architecture invariant:** `services` is pure and says what should be; `nft` is the only module that speaks nftables, behind the trait `Firewall`.
+//! What the kernel has is read back when the network is opened, so a restart, an upgrade or a `kill -9` interrupts no connection.
+//!
+//! ```no_run
+//! use amphipod_netplug::{NetConfig, Network, PodAttach};
+//! # fn main() -> Result<(), amphipod_netplug::Error> {
+//! # let cidr = |s: &str| s.parse::<amphipod_netplug::IpNet>().expect("a CIDR");
+//! let config = NetConfig::new(cidr("10.42.0.0/24"), cidr("10.42.0.0/16"), cidr("10.43.0.0/16"), "/run/amphipod/net");
+//! let network = Network::open(config)?;
+//! let pod = PodAttach { id: "uid".into(), netns: "/run/netns/x".into(), ifname: "eth0".into(), host_ports: vec![] };
+//! println!("{:?}", network.attach(&pod)?.ips);
+//! network.set_services(vec![])?;
+//! # Ok(())
+//! # }
+//! ```
 
 mod config;
 mod conntrack;

@@ -41,7 +41,8 @@ fn info(index: i32, flags: u32) -> [u8; 16] {
     b
 }
 
-fn octets(ip: IpAddr) -> Vec<u8> {
+/// An address as bytes in network order.
+pub fn octets(ip: IpAddr) -> Vec<u8> {
     match ip {
         IpAddr::V4(a) => a.octets().to_vec(),
         IpAddr::V6(a) => a.octets().to_vec(),

@@ -1,11 +1,13 @@
 //! The network of a box, as its owner uses it.
 
 use std::collections::{BTreeSet, HashSet};
+use std::error::Error as _;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::IpNet;
 
@@ -14,7 +16,7 @@ use crate::firewall::{Firewall, Transaction};
 use crate::ledger::{Entry, Ledger};
 use crate::link::{self, Via};
 use crate::netlink::Socket;
-use crate::nft::{self, Nftables};
+use crate::nft::{self, Nftables, Watch};
 use crate::services::{self, Book, Key, Owner, Scope};
 use crate::{Error, NetConfig, PodAttach, PodNetwork, Result, Service, config, netns};
 
@@ -34,6 +36,10 @@ pub struct Network {
     /// The same, for removals, which are slow: others need not wait for them.
     reaper: Mutex<Socket>,
     state: Mutex<State>,
+    /// Taken by the one [`Network::guard`].
+    watch: Mutex<Option<Watch>>,
+    /// Set by [`Network::teardown`]: nothing is repaired any more.
+    ended: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -50,12 +56,14 @@ struct State {
 }
 
 /// What the kernel of this box can do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Capabilities {
     /// nftables answers us; needed.
     pub nftables: bool,
     /// IPv6 is on; needed for dual stack.
     pub ipv6: bool,
+    /// Chains of others that drop forwarded packets by default, as Docker and some firewalls do: pods then reach nobody unless those are told.
+    pub forward_drops: Vec<String>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -70,11 +78,19 @@ impl Network {
         config.check()?;
         let mut links = link::open().map_err(Error::kernel("opening a netlink socket"))?;
         let reaper = link::open().map_err(Error::kernel("opening a netlink socket"))?;
+        for chain in nft::forward_drops().unwrap_or_default() {
+            tracing::warn!(
+                "chain {chain} drops forwarded packets by default, so pods may reach nobody: let it accept what comes from and goes to \"{}*\"",
+                config.device_prefix()
+            );
+        }
         settings(&config)?;
         anchor(&config, &mut links)?;
         let ledger = Ledger::open(&config.state_dir, &config.pod_cidrs)?;
-        let mut firewall: Box<dyn Firewall> = Box::new(Nftables::new(&config)?);
-        let found = firewall.open()?;
+        let nftables = Nftables::new(&config)?;
+        let watch = nftables.watch()?;
+        let mut firewall: Box<dyn Firewall> = Box::new(nftables);
+        let found = firewall.open(false)?;
         let mut book = Book::default();
         book.installed(found.frontends);
         for entry in ledger.entries() {
@@ -99,6 +115,8 @@ impl Network {
             links: Mutex::new(links),
             reaper: Mutex::new(reaper),
             state: Mutex::new(state),
+            watch: Mutex::new(Some(watch)),
+            ended: AtomicBool::new(false),
         })
     }
 
@@ -200,13 +218,16 @@ impl Network {
         state.apply(&keys)
     }
 
-    /// Compares the kernel with what it should have and repairs the difference, as after somebody flushed all rules or removed the anchor device.
+    /// Makes links, routes and rules again as they should be, as after somebody flushed all rules or removed the anchor device.
     pub fn repair(&self) -> Result<()> {
+        if self.ended.load(Ordering::Acquire) {
+            return Ok(());
+        }
         anchor(&self.config, &mut lock(&self.links))?;
         for pod in self.attached() {
             box_side(&mut lock(&self.links), &pod)?;
         }
-        lock(&self.state).recover()
+        lock(&self.state).recover(true)
     }
 
     /// The gateways of the pods, one per IP family: addresses of the box that every pod can reach.
@@ -214,17 +235,45 @@ impl Network {
         &self.gateways
     }
 
-    /// What this kernel can do; changes nothing.
+    /// What this kernel can do, and what stands in the way; changes nothing.
     pub fn probe() -> Capabilities {
         Capabilities {
             nftables: nft::usable(),
             ipv6: Path::new("/proc/net/if_inet6").exists(),
+            forward_drops: nft::forward_drops().unwrap_or_default(),
+        }
+    }
+
+    /// Repairs the rules whenever somebody removes them, for as long as it is polled. Sleeps until then.
+    pub async fn guard(self: Arc<Self>) {
+        let Some(watch) = lock(&self.watch).take() else {
+            return;
+        };
+        let deaf = |error| tracing::warn!("changes of the packet filter are not noticed: {error}");
+        let mut listener = match watch.listen() {
+            Ok(listener) => listener,
+            Err(error) => return deaf(error),
+        };
+        loop {
+            if let Err(error) = listener.damaged().await {
+                return deaf(error);
+            }
+            let network = self.clone();
+            match tokio::task::spawn_blocking(move || network.repair()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    let reason = error.source().map(ToString::to_string).unwrap_or_default();
+                    tracing::error!("rules were removed and cannot be restored: {error}: {reason}");
+                }
+                Err(_) => return,
+            }
         }
     }
 
     /// Uninstall: removes every link, route, rule and file that [`open`](Self::open) and [`attach`](Self::attach) made. Kernel settings
-    /// (`ip_forward`) stay, as others may rely on them by now.
-    pub fn teardown(self) -> Result<()> {
+    /// (`ip_forward`) stay, as others may rely on them by now. Nothing else may be called afterwards.
+    pub fn teardown(&self) -> Result<()> {
+        self.ended.store(true, Ordering::Release);
         self.retain(&[])?;
         let mut state = lock(&self.state);
         state.firewall.remove()?;
@@ -382,7 +431,7 @@ impl State {
                     "the packet filter is not as we left it ({error}: {:?}); comparing and repairing it",
                     error.errno()
                 );
-                self.recover()
+                self.recover(false)
             }
             done => done,
         }
@@ -432,8 +481,8 @@ impl State {
     }
 
     /// Asks the kernel what is there and goes on from that.
-    fn recover(&mut self) -> Result<()> {
-        let found = self.firewall.open()?;
+    fn recover(&mut self, anew: bool) -> Result<()> {
+        let found = self.firewall.open(anew)?;
         self.book.installed(found.frontends);
         self.hairpins = found.hairpins;
         let keys = if self.told {

@@ -101,7 +101,7 @@ fn services_work_in_both_families() {
 
 #[test]
 fn host_ports_and_teardown_in_both_families() {
-    let mut b = boxed();
+    let b = boxed();
     let host_ports = vec![HostPort {
         host_ip: None,
         host_port: 8081,
@@ -122,7 +122,7 @@ fn host_ports_and_teardown_in_both_families() {
     assert_eq!(net.gateways.len(), 2);
     assert!(b.ns.tcp("[fd42::1]:8081").is_ok());
     assert!(b.ns.tcp("10.42.0.1:8081").is_ok());
-    b.net.take().unwrap().teardown().unwrap();
+    b.net().teardown().unwrap();
     let left =
         b.ns.sh("ip -o addr; ip route; ip -6 route; nft list ruleset");
     assert!(

@@ -132,7 +132,7 @@ fn bad_requests_are_refused_with_a_reason() {
 
 #[test]
 fn teardown_leaves_nothing() {
-    let mut b = TestBox::new();
+    let b = TestBox::new();
     let before = || {
         b.ns.sh("ip -o link show | cut -d: -f2; ip -o addr; ip route show table all | grep -v '^local\\|^broadcast'; nft list ruleset")
     };
@@ -146,8 +146,7 @@ fn teardown_leaves_nothing() {
         full.contains("amphi2") && full.contains("amphipod"),
         "{full}"
     );
-    let net = b.net.take().unwrap();
-    net.teardown().unwrap();
+    b.net().teardown().unwrap();
     let after = b.ns.sh("ip -o link show | cut -d: -f2; ip -o addr; ip route show table all | grep -v '^local\\|^broadcast'; nft list ruleset");
     assert!(
         !after.contains("amphi") && !after.contains("10.4"),
@@ -158,7 +157,10 @@ fn teardown_leaves_nothing() {
 }
 
 #[test]
-fn probe_tells_what_the_kernel_can() {
-    let probed = Ns::new().run(Network::probe);
-    assert!(probed.nftables);
+fn probe_tells_what_the_kernel_can_and_who_stands_in_the_way() {
+    let ns = Ns::new();
+    let probed = ns.run(Network::probe);
+    assert!(probed.nftables && probed.forward_drops.is_empty());
+    ns.sh("nft add table ip x; nft 'add chain ip x f { type filter hook forward priority 0; policy drop; }'");
+    assert_eq!(ns.run(Network::probe).forward_drops, ["f of table x"]);
 }

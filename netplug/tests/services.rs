@@ -452,6 +452,54 @@ fn a_flushed_ruleset_is_repaired_with_the_next_change() {
 }
 
 #[test]
+fn the_guard_restores_removed_rules_by_itself_until_teardown() {
+    let mut b = TestBox::new();
+    let net = std::sync::Arc::new(b.net.take().unwrap());
+    let guard = net.clone();
+    b.ns.thread(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(guard.guard());
+    });
+    let (pod, client) = (Ns::new(), Ns::new());
+    let attach = |ns: &Ns, id: &str| {
+        let request = amphipod_netplug::PodAttach {
+            id: id.into(),
+            netns: ns.path(),
+            ifname: "eth0".into(),
+            host_ports: vec![],
+        };
+        Pod {
+            ns: Ns::new(),
+            net: net.attach(&request).unwrap(),
+        }
+    };
+    let server = attach(&pod, "server");
+    attach(&client, "client");
+    pod.serve_tcp("0.0.0.0:8080", "server");
+    net.set_services(vec![service("a", "10.43.0.1", &[&server])])
+        .unwrap();
+    for removal in [
+        "nft flush ruleset",
+        "nft delete table ip amphipod",
+        "nft flush chain ip amphipod prerouting",
+    ] {
+        b.ns.sh(removal);
+        eventually(removal, || client.tcp_within("10.43.0.1:80", SOON).ok());
+    }
+    let handle =
+        b.ns.sh("nft -a list table ip amphipod | head -1 | sed 's/.*handle //'");
+    assert!(
+        handle.trim().parse::<u32>().unwrap() < 20,
+        "repairs cause no repairs: {handle}"
+    );
+    net.teardown().unwrap();
+    assert_eq!(b.ns.sh("nft list ruleset"), "");
+}
+
+#[test]
 fn other_peoples_rules_are_left_alone() {
     let b = TestBox::new();
     b.ns.sh("nft add table ip other; nft add chain ip other c; nft add rule ip other c tcp dport 1 drop");

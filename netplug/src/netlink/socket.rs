@@ -1,7 +1,7 @@
 //! A blocking netlink socket: requests, acknowledgements, dumps.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use super::message::{ACK, DUMP, HEADER, Message};
 
@@ -16,11 +16,24 @@ pub struct Socket {
     buffer: Vec<u8>,
 }
 
+impl AsRawFd for Socket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 /// A piece of a reply: message type and what follows the header.
 struct Reply<'a> {
     kind: u16,
     flags: u16,
     sequence: u32,
+    port: u32,
     payload: &'a [u8],
 }
 
@@ -67,6 +80,29 @@ impl Socket {
         Ok(socket)
     }
 
+    /// Subscribes to what the kernel tells about changes; `filter` sees each datagram first (classic BPF), so that what is not wanted wakes nobody.
+    /// The socket no longer blocks.
+    pub fn subscribe(&self, group: u32, filter: &mut [libc::sock_filter]) -> io::Result<()> {
+        let program = libc::sock_fprog {
+            len: filter.len() as u16,
+            filter: filter.as_mut_ptr(),
+        };
+        self.option(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)?;
+        // SAFETY: changes flags of our own descriptor.
+        if unsafe { libc::fcntl(self.fd.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        self.option(libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, &group)
+    }
+
+    /// Shows one datagram of events (type, number of the socket that caused it, payload).
+    pub fn events(&mut self, mut each: impl FnMut(u16, u32, &[u8])) -> io::Result<()> {
+        self.receive(0, |reply| {
+            each(reply.kind, reply.port, reply.payload);
+            Ok(())
+        })
+    }
+
     fn option<T>(&self, level: i32, name: i32, value: &T) -> io::Result<()> {
         // SAFETY: passes a valid pointer and its size.
         let r = unsafe {
@@ -82,6 +118,20 @@ impl Socket {
             Err(io::Error::last_os_error())
         } else {
             Ok(())
+        }
+    }
+
+    /// The number by which the kernel knows this socket.
+    pub fn port(&self) -> io::Result<u32> {
+        // SAFETY: all zeroes is a valid sockaddr_nl, and its size is given.
+        unsafe {
+            let mut address: libc::sockaddr_nl = std::mem::zeroed();
+            let mut len = size_of_val(&address) as libc::socklen_t;
+            let to = (&raw mut address).cast();
+            if libc::getsockname(self.fd.as_raw_fd(), to, &raw mut len) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(address.nl_pid)
         }
     }
 
@@ -119,7 +169,7 @@ impl Socket {
         mut each: impl FnMut(Reply<'_>) -> io::Result<()>,
     ) -> io::Result<()> {
         if self.buffer.is_empty() {
-            self.buffer = vec![0; 64 * 1024];
+            self.buffer = vec![0; 32 * 1024]; // the largest datagram of a dump
         }
         let n = loop {
             // SAFETY: the buffer is valid for its length.
@@ -152,6 +202,7 @@ impl Socket {
                 kind: u16::from_ne_bytes([header[4], header[5]]),
                 flags: u16::from_ne_bytes([header[6], header[7]]),
                 sequence: field(8),
+                port: field(12),
                 payload,
             })?;
             rest = rest.get(len.next_multiple_of(4)..).unwrap_or(&[]);

@@ -201,6 +201,14 @@ impl Batch {
         }
     }
 
+    /// A number that tells this transaction from others (FNV-1a: no secret).
+    pub fn fingerprint(&self) -> u64 {
+        let bytes = self.messages.iter().flat_map(|(_, m)| m.bytes());
+        bytes.fold(0xcbf2_9ce4_8422_2325, |h, b| {
+            (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3)
+        })
+    }
+
     /// Sends it all as one transaction. The error says which step was refused.
     pub fn commit(mut self, socket: &mut Socket) -> Result<(), (String, io::Error)> {
         let Some((_, last)) = self.messages.last_mut() else {

@@ -8,9 +8,10 @@ use ipnet::IpNet;
 
 use super::batch::Value;
 use super::schema::{
-    ALLOWED, Class, Family, GUARDED, HAIRPIN, LANES, Lane, REJECT_ADDRESS, REJECT_LOCAL, octets,
+    ALLOWED, Class, Family, GUARDED, HAIRPIN, LANES, Lane, REJECT_ADDRESS, REJECT_LOCAL,
 };
 use crate::firewall::Found;
+use crate::link::octets;
 use crate::netlink::message::{attribute, attributes};
 use crate::service::Protocol;
 use crate::services::{Frontend, Key, Scope};

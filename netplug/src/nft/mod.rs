@@ -3,8 +3,12 @@
 mod batch;
 mod elements;
 mod expr;
+mod rules;
 mod schema;
 mod uapi;
+mod watch;
+
+pub use watch::Watch;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
@@ -44,6 +48,34 @@ pub fn usable() -> bool {
     chains().is_ok()
 }
 
+/// Names the chains of others that drop what no rule of theirs accepts on its way through the box, pods' packets included.
+pub fn forward_drops() -> io::Result<Vec<String>> {
+    let mut socket = Socket::open(libc::NETLINK_NETFILTER)?;
+    let mut found = Vec::new();
+    socket.query(batch::message(msg::GETCHAIN, 0, 0), true, |_, payload| {
+        let (Some(family), Some(attrs)) = (payload.first(), payload.get(4..)) else {
+            return;
+        };
+        let number = |bytes: &[u8], kind| {
+            attribute(bytes, kind)
+                .and_then(|v| v.try_into().ok())
+                .map(u32::from_be_bytes)
+        };
+        let name = |kind| attribute(attrs, kind).map(text).unwrap_or("");
+        let hook = attribute(attrs, chain::HOOK).and_then(|h| number(h, chain::HOOK_NUM));
+        // NFPROTO_INET, NFPROTO_IPV4 and NFPROTO_IPV6; NF_INET_FORWARD; NF_DROP.
+        let is_ip = matches!(family, 1 | 2 | 10);
+        if is_ip && hook == Some(2) && number(attrs, chain::POLICY) == Some(0) {
+            found.push(format!(
+                "{} of table {}",
+                name(chain::NAME),
+                name(chain::TABLE)
+            ));
+        }
+    })?;
+    Ok(found)
+}
+
 impl Nftables {
     pub fn new(config: &NetConfig) -> Result<Nftables> {
         let socket = Socket::open(libc::NETLINK_NETFILTER)
@@ -59,6 +91,15 @@ impl Nftables {
             families: families.into_iter().collect(),
             classes: BTreeMap::new(),
         })
+    }
+
+    /// A subscription to what others do to our tables. In the current namespace.
+    pub fn watch(&self) -> Result<Watch> {
+        let watch = self
+            .socket
+            .port()
+            .and_then(|port| Watch::open(&self.config.table, port));
+        watch.map_err(Error::kernel("subscribing to changes of nftables"))
     }
 
     /// The name of the stamp chain of our table, if the table exists; an empty name if it has none.
@@ -179,7 +220,8 @@ impl Nftables {
         let mut batch = Batch::new(family.nfproto(), &self.config.table);
         batch.add_table();
         batch.delete_table();
-        schema::base(&mut batch, &self.config, family);
+        rules::base(&mut batch, &self.config, family);
+        batch.add_chain(&rules::stamp(&self.config, family), None);
         let mut classes: HashSet<_> = LANES.into_iter().map(|lane| (lane, Class::Drop)).collect();
         let mut wanted = Elements::new();
         for (key, frontend) in found
@@ -234,9 +276,9 @@ fn add_class(
             .iter()
             .any(|(l, c)| l.by_address == lane.by_address && c.affinity() == seconds)
     {
-        schema::affinity(batch, family, lane, seconds);
+        rules::affinity(batch, family, lane, seconds);
     }
-    schema::class(batch, family, lane, class);
+    rules::class(batch, family, lane, class);
     classes.insert((lane, class));
 }
 
@@ -247,19 +289,19 @@ fn add_all(batch: &mut Batch, elements: &Elements) {
 }
 
 impl Firewall for Nftables {
-    fn open(&mut self) -> Result<Found> {
+    fn open(&mut self, anew: bool) -> Result<Found> {
         let mut all = Found::default();
         for family in self.families.clone() {
             let stamp = self.stamp(family)?;
             let mut found = Found::default();
-            let readable = stamp.as_deref().and_then(schema::layout_of) == Some(schema::LAYOUT);
-            let classes = if readable {
+            let layout = stamp.as_deref().and_then(schema::layout_of);
+            let classes = if layout == Some(schema::LAYOUT) {
                 self.read_family(family, &mut found).ok()
             } else {
                 None
             };
             match classes {
-                Some(classes) if stamp == Some(schema::stamp(&self.config, family)) => {
+                Some(classes) if !anew && stamp == Some(rules::stamp(&self.config, family)) => {
                     self.classes.insert(family, classes);
                 }
                 Some(_) => self.rebuild(family, &found)?,

@@ -12,9 +12,12 @@ pub mod msg {
     pub const DELTABLE: u16 = 2;
     pub const NEWCHAIN: u16 = 3;
     pub const GETCHAIN: u16 = 4;
+    pub const DELCHAIN: u16 = 5;
     pub const NEWRULE: u16 = 6;
+    pub const DELRULE: u16 = 8;
     pub const NEWSET: u16 = 9;
     pub const GETSET: u16 = 10;
+    pub const DELSET: u16 = 11;
     pub const NEWSETELEM: u16 = 12;
     pub const GETSETELEM: u16 = 13;
     pub const DELSETELEM: u16 = 14;

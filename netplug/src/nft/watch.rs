@@ -1,0 +1,106 @@
+//! Noticing that somebody removed our rules, as `nft flush ruleset` or a restarted firewall service do.
+
+use std::io;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::uapi::{SUBSYS, msg};
+use crate::netlink::Socket;
+use crate::netlink::message::{attribute, text};
+
+/// `NFNLGRP_NFTABLES`
+const GROUP: u32 = 7;
+
+/// Removals of tables, chains, rules and sets. What we ourselves do all the time starts with other messages, and does not even wake us.
+const REMOVALS: [u16; 4] = [msg::DELTABLE, msg::DELCHAIN, msg::DELRULE, msg::DELSET];
+
+/// A subscription to changes of rules in one network namespace.
+#[derive(Debug)]
+pub struct Watch {
+    socket: Socket,
+    table: String,
+    /// The socket whose changes are ours.
+    ourselves: u32,
+}
+
+impl Watch {
+    /// Subscribes in the current namespace to changes that others than `ourselves` make.
+    pub fn open(table: &str, ourselves: u32) -> io::Result<Watch> {
+        let socket = Socket::open(libc::NETLINK_NETFILTER)?;
+        socket.subscribe(GROUP, &mut filter())?;
+        Ok(Watch {
+            socket,
+            table: table.to_owned(),
+            ourselves,
+        })
+    }
+
+    /// Starts to listen. Needs a tokio runtime.
+    pub fn listen(self) -> io::Result<Listener> {
+        // SAFETY: the socket owns its descriptor and returns the same one for as long as it lives.
+        let socket = unsafe { AsyncFd::register_with_interest(self.socket, Interest::READABLE)? };
+        Ok(Listener {
+            socket,
+            table: self.table,
+            ourselves: self.ourselves,
+        })
+    }
+}
+
+/// A subscription that is listened to.
+pub struct Listener {
+    socket: AsyncFd<Socket>,
+    table: String,
+    ourselves: u32,
+}
+
+impl Listener {
+    /// Waits until something of ours was removed.
+    pub async fn damaged(&mut self) -> io::Result<()> {
+        loop {
+            let mut guard = self.socket.readable_mut().await?;
+            let mut ours = false;
+            let table = self.table.as_str();
+            let ourselves = self.ourselves;
+            let each = |kind: u16, port: u32, payload: &[u8]| {
+                // The first attribute of all these messages is the name of the table.
+                let name = payload.get(4..).and_then(|p| attribute(p, 1)).map(text);
+                ours |= port != ourselves
+                    && kind >> 8 == SUBSYS
+                    && REMOVALS.contains(&(kind & 0xff))
+                    && name == Some(table);
+            };
+            match guard.get_inner_mut().events(each) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
+                // More happened than we were told.
+                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => return Ok(()),
+                Err(e) => return Err(e),
+                Ok(()) if ours => return Ok(()),
+                Ok(()) => {}
+            }
+        }
+    }
+}
+
+/// Takes datagrams whose first message is a removal.
+fn filter() -> [libc::sock_filter; 7] {
+    let step = |code: u32, jt, jf, k| libc::sock_filter {
+        code: code as u16,
+        jt,
+        jf,
+        k,
+    };
+    // Filters read numbers in network order; message types are in ours.
+    let kind = |m: u16| u32::from((SUBSYS << 8 | m).to_be());
+    let is = |m: u16, jt, jf| step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, jt, jf, kind(m));
+    [
+        step(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, 0, 0, 4),
+        is(REMOVALS[0], 4, 0),
+        is(REMOVALS[1], 3, 0),
+        is(REMOVALS[2], 2, 0),
+        is(REMOVALS[3], 1, 0),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
+    ]
+}

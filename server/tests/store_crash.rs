@@ -1,0 +1,159 @@
+//! `kill -9` of a process that writes, at random moments: what it was told is written is there afterwards.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use amphipod_server::store::{
+    Change, Durability, Expect, Key, Options, Record, SqliteStore, Store, Write,
+};
+use bytes::Bytes;
+
+const DIRECTORY: &str = "STORE_CRASH_DIRECTORY";
+const ROUNDS: u32 = 12;
+
+/// The process that is killed: not a test of its own.
+#[test]
+#[ignore = "started by the test below"]
+fn victim() {
+    let Some(dir) = std::env::var_os(DIRECTORY) else {
+        return;
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let options = Options {
+            keep_rows: 100,
+            lazy_delay: Duration::from_millis(30),
+            ..Options::default()
+        };
+        let path = Path::new(&dir).join("state.db");
+        let store = Arc::new(SqliteStore::open(&path, options).unwrap());
+        let live = live(&store).await;
+        let mut tasks = Vec::new();
+        for task in 0..4 {
+            let store = store.clone();
+            let mut revision = live
+                .get(&format!("key-{task}"))
+                .map(|(revision, _)| *revision);
+            tasks.push(tokio::spawn(async move {
+                for n in 0u64.. {
+                    let delete = n % 7 == 6 && revision.is_some();
+                    let value = format!("{n}-{}", "x".repeat((n % 50) as usize * 100));
+                    let write = Write {
+                        key: Key::new("configmaps", "default", &format!("key-{task}")),
+                        expect: revision.map_or(Expect::Absent, Expect::Revision),
+                        change: if delete {
+                            Change::Delete
+                        } else {
+                            Change::Put(Bytes::from(value))
+                        },
+                        // The last one is a heartbeat: it may be lost, but its revisions may not come again.
+                        durability: if task == 3 {
+                            Durability::Lazy
+                        } else {
+                            Durability::Immediate
+                        },
+                        frees: delete,
+                    };
+                    let done = store.commit(write).await.unwrap();
+                    revision = (!delete).then_some(done);
+                    let mut out = std::io::stdout().lock();
+                    writeln!(out, "\nACK key-{task} {done} {n}").unwrap();
+                }
+            }));
+        }
+        for task in tasks {
+            task.await.unwrap();
+        }
+    });
+}
+
+async fn live(store: &SqliteStore) -> BTreeMap<String, (u64, usize)> {
+    let found = Arc::new(Mutex::new(BTreeMap::new()));
+    let sink = found.clone();
+    let visit = Box::new(move |record: Record| {
+        let name = record.key.name().to_owned();
+        let mut found = sink.lock().unwrap();
+        match record.value {
+            Some(value) => drop(found.insert(name, (record.revision, value.len()))),
+            None => drop(found.remove(&name)),
+        }
+    });
+    let at = store.position().revision;
+    store.load("", at, visit).await.unwrap();
+    let found = found.lock().unwrap();
+    found.clone()
+}
+
+#[tokio::test]
+async fn no_acknowledged_write_is_lost_and_no_revision_comes_twice_however_the_server_is_killed() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let since = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap();
+    let mut seed = u64::from(since.subsec_nanos());
+    println!("seed {seed}");
+    let mut highest = 0;
+    for round in 0..ROUNDS {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "victim", "--ignored", "--nocapture"])
+            .env(DIRECTORY, dir.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let lines = 1 + (seed >> 33) % 400;
+        let mut acknowledged: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+        let before = highest;
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let mut seen = 0;
+        for line in output.split(b'\n') {
+            // What came before the kill counts, also what is still in the pipe.
+            let line = String::from_utf8(line.unwrap()).unwrap();
+            let words: Vec<&str> = line.split(' ').collect();
+            if let ["ACK", name, revision, n] = words[..]
+                && let Ok(n) = n.parse()
+            {
+                let revision: u64 = revision.parse().unwrap();
+                assert!(
+                    revision > before,
+                    "revision {revision} was given out before, in round {round}"
+                );
+                highest = highest.max(revision);
+                acknowledged.insert(name.to_owned(), (revision, n));
+                seen += 1;
+                if seen == lines {
+                    child.kill().unwrap();
+                }
+            }
+        }
+        child.wait().unwrap();
+        assert!(
+            seen >= lines,
+            "the victim ended by itself after {seen} of {lines}"
+        );
+        let store = SqliteStore::open(&dir.path().join("state.db"), Options::default()).unwrap();
+        assert!(store.position().revision >= highest);
+        let live = live(&store).await;
+        for (name, (revision, n)) in acknowledged.iter().filter(|(name, _)| *name != "key-3") {
+            // Every seventh deletes; one more than was told may have been under way.
+            let (deleted, deleting) = (n % 7 == 6, (n + 1) % 7 == 6);
+            match live.get(name) {
+                Some((have, _)) if deleted => assert!(have > revision, "{name} came back"),
+                Some((have, _)) => {
+                    assert!(have >= revision, "{name} is at {have}, told {revision}")
+                }
+                None => assert!(deleted || deleting, "{name}, told {revision}, is lost"),
+            }
+        }
+        store.close().await.unwrap();
+    }
+}

@@ -39,6 +39,46 @@ async fn an_archive_is_imported_under_its_own_or_a_given_name() {
 }
 
 #[tokio::test]
+async fn what_docker_save_writes_is_imported_with_all_its_tags() {
+    let (_dir, store) = store();
+    let mut image = small_image();
+    image.layers = vec![TestLayer::plain(Tar::new().file("a", b"a").done()); 2];
+    let config = image.config().to_string();
+    let manifest = json!([{ "Config": "abc.json", "RepoTags": ["app:v1", "app:v2"], "Layers": ["1/layer.tar", "2/layer.tar"] }]);
+    let archive = Tar::new()
+        .file("abc.json", config.as_bytes())
+        .dir("1/")
+        .file("1/VERSION", b"1.0")
+        .file("1/layer.tar", &image.layers[0].blob)
+        .symlink("2/layer.tar", "../1/layer.tar")
+        .file("manifest.json", manifest.to_string().as_bytes())
+        .file("repositories", b"{}");
+    let images = store
+        .import_oci_archive(Cursor::new(archive.clone().done()), None)
+        .await
+        .unwrap();
+    assert_eq!((images.len(), &images[0].id), (1, &image.id()));
+    assert_eq!(
+        images[0].repo_tags,
+        ["docker.io/library/app:v1", "docker.io/library/app:v2"]
+    );
+    assert_eq!(images[0].layers.len(), 2);
+    let missing = json!([{ "Config": "../abc.json", "Layers": [] }]).to_string();
+    let error = store
+        .import_oci_archive(
+            Cursor::new(archive.file("manifest.json", missing.as_bytes()).done()),
+            None,
+        )
+        .await;
+    assert!(
+        error
+            .unwrap_err()
+            .to_string()
+            .contains("\"../abc.json\" is missing")
+    );
+}
+
+#[tokio::test]
 async fn bad_archives_are_refused_and_leave_nothing() {
     let image = small_image();
     let whole = oci_archive(&image, Some("app:v1"));
@@ -61,9 +101,9 @@ async fn bad_archives_are_refused_and_leave_nothing() {
         (
             "no layout",
             Tar::new().file("x", b"").done(),
-            "no index.json",
+            "neither index.json nor",
         ),
-        ("empty", Vec::new(), "no index.json"),
+        ("empty", Vec::new(), "neither index.json nor"),
         ("rubbish", noise(2048, 1), "tar header"),
         (
             "strange blob",

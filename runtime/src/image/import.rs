@@ -1,13 +1,15 @@
-//! Importing OCI image layouts from tar archives.
+//! Importing images from tar archives: OCI image layouts, and what `docker save` and `podman save` write.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use super::catalog::Record;
 use super::compression::decompress;
-use super::digest::{Digest, Hasher};
+use super::digest::{Algorithm, Digest, Hasher};
+use super::docker_archive;
 use super::error::{ErrorKind, ImageError, Result};
 use super::manifest::{Document, Manifest, Platform, chain_ids, parse_config, parse_document};
 use super::pull::choose_entry;
@@ -31,6 +33,9 @@ pub(crate) fn import(
         inner: store.inner.clone(),
         blobs: HashMap::new(),
         index: None,
+        docker: None,
+        files: HashMap::new(),
+        links: HashMap::new(),
     };
     let imported = content.read(archive).and_then(|()| content.store(name));
     for pin in content.blobs.values() {
@@ -40,10 +45,15 @@ pub(crate) fn import(
 }
 
 /// What was found in the archive. Its blobs are in the store, verified, and pinned.
-struct Content {
-    inner: std::sync::Arc<Inner>,
+pub(crate) struct Content {
+    pub inner: std::sync::Arc<Inner>,
     blobs: HashMap<Digest, Pin>,
     index: Option<Vec<u8>>,
+    /// `manifest.json` of a Docker archive.
+    docker: Option<Vec<u8>>,
+    /// The digests of what a Docker archive names by path.
+    pub files: HashMap<String, Digest>,
+    pub links: HashMap<String, String>,
 }
 
 fn damaged(error: TarError) -> ImageError {
@@ -62,7 +72,7 @@ fn unreadable(error: &io::Error) -> ImageError {
     }
 }
 
-fn invalid(what: impl Into<String>) -> ImageError {
+pub(crate) fn invalid(what: impl Into<String>) -> ImageError {
     ImageError::new(ErrorKind::Corrupt, what)
 }
 
@@ -70,42 +80,75 @@ impl Content {
     fn read(&mut self, archive: impl Read) -> Result<()> {
         let mut tar = TarReader::new(decompress(archive).map_err(|e| unreadable(&e))?);
         while let Some(entry) = tar.next().map_err(damaged)? {
-            if entry.kind != Kind::File {
-                continue;
-            }
             let path = String::from_utf8_lossy(&entry.path).into_owned();
             let path = path.trim_start_matches("./");
-            if path == "index.json" {
-                if entry.size > DOCUMENT_LIMIT {
-                    return Err(invalid("its index.json is too long"));
+            match entry.kind {
+                Kind::File => self.read_file(path, &mut tar, entry.size)?,
+                Kind::Symlink if path.ends_with(".tar") => {
+                    let target = String::from_utf8_lossy(&entry.link).into_owned();
+                    self.links.insert(path.to_owned(), target);
                 }
-                let mut bytes = Vec::new();
-                tar.read_to_end(&mut bytes).map_err(|e| unreadable(&e))?;
-                self.index = Some(bytes);
-            } else if let Some((algorithm, hex)) =
-                path.strip_prefix("blobs/").and_then(|p| p.split_once('/'))
-            {
-                let digest: Digest = format!("{algorithm}:{hex}").parse()?;
-                self.read_blob(digest, &mut tar, entry.size)?;
+                _ => {}
             }
         }
         Ok(())
     }
 
-    fn read_blob(&mut self, digest: Digest, content: &mut impl Read, size: u64) -> Result<()> {
-        self.inner.check_space(size)?;
-        let pin = self.inner.pin(&digest);
-        let (work, path) = (self.inner.work_file(), self.inner.blob_path(&digest));
-        let copied = copy_verified(content, &work, &digest);
-        let stored = copied.and_then(|()| {
-            fs::rename(&work, &path).map_err(|e| ImageError::io("storing a blob", &e))
-        });
-        if stored.is_err() {
-            let _ = fs::remove_file(&work);
+    fn read_file(&mut self, path: &str, content: &mut impl Read, size: u64) -> Result<()> {
+        if let Some((algorithm, hex)) = path.strip_prefix("blobs/").and_then(|p| p.split_once('/'))
+        {
+            let digest: Digest = format!("{algorithm}:{hex}").parse()?;
+            self.read_blob(path, Some(digest), content, size)
+        } else if matches!(path, "index.json" | "manifest.json") {
+            if size > DOCUMENT_LIMIT {
+                return Err(invalid(format!("its {path} is too long")));
+            }
+            let mut bytes = Vec::new();
+            content
+                .read_to_end(&mut bytes)
+                .map_err(|e| unreadable(&e))?;
+            let place = if path == "index.json" {
+                &mut self.index
+            } else {
+                &mut self.docker
+            };
+            *place = Some(bytes);
+            Ok(())
+        } else if path.ends_with(".tar") || path.ends_with(".json") {
+            self.read_blob(path, None, content, size)
+        } else {
+            Ok(())
         }
-        stored?;
-        self.blobs.insert(digest, pin);
-        Ok(())
+    }
+
+    /// Stores a file as a blob, under the digest that its path states, or else its own.
+    fn read_blob(
+        &mut self,
+        path: &str,
+        stated: Option<Digest>,
+        content: &mut impl Read,
+        size: u64,
+    ) -> Result<()> {
+        self.inner.check_space(size)?;
+        let work = self.inner.work_file();
+        let stored = copy(content, &work, stated.as_ref()).and_then(|digest| {
+            let pin = self.inner.pin(&digest);
+            let renamed = fs::rename(&work, self.inner.blob_path(&digest));
+            renamed
+                .map_err(|e| ImageError::io("storing a blob", &e))
+                .map(|()| (digest, pin))
+        });
+        match stored {
+            Ok((digest, pin)) => {
+                self.files.insert(path.to_owned(), digest.clone());
+                self.blobs.insert(digest, pin);
+                Ok(())
+            }
+            Err(e) => {
+                let _ = fs::remove_file(&work);
+                Err(e)
+            }
+        }
     }
 
     fn blob(&self, digest: &Digest) -> Result<Vec<u8>> {
@@ -126,10 +169,22 @@ impl Content {
     }
 
     fn store(&self, name: Option<&Reference>) -> Result<Vec<Image>> {
-        let index = self
-            .index
-            .as_ref()
-            .ok_or_else(|| invalid("it is not an OCI image layout: no index.json"))?;
+        let images = match (&self.index, &self.docker) {
+            (Some(index), _) => self.store_layout(index, name)?,
+            (None, Some(list)) => docker_archive::store(self, list, name)?,
+            (None, None) => {
+                return Err(invalid(
+                    "it is no image archive: neither index.json nor manifest.json is in it",
+                ));
+            }
+        };
+        match images.is_empty() {
+            true => Err(invalid("it has no image")),
+            false => Ok(images),
+        }
+    }
+
+    fn store_layout(&self, index: &[u8], name: Option<&Reference>) -> Result<Vec<Image>> {
         let Document::Index(index) = parse_document(index, super::manifest::OCI_INDEX)? else {
             return Err(invalid("its index.json is not an index"));
         };
@@ -159,10 +214,7 @@ impl Content {
             images.retain(|known| known.id != image.id);
             images.push(image);
         }
-        match images.is_empty() {
-            true => Err(invalid("it has no image")),
-            false => Ok(images),
-        }
+        Ok(images)
     }
 
     fn store_one(
@@ -191,7 +243,7 @@ impl Content {
         ))
     }
 
-    fn store_manifest(
+    pub(crate) fn store_manifest(
         &self,
         manifest: &Manifest,
         digest: Digest,
@@ -234,10 +286,11 @@ impl Content {
     }
 }
 
-fn copy_verified(content: &mut impl Read, path: &std::path::Path, digest: &Digest) -> Result<()> {
+/// Copies into a file; returns the digest, which must be the stated one.
+fn copy(content: &mut impl Read, path: &Path, stated: Option<&Digest>) -> Result<Digest> {
     let storing = |e: &io::Error| ImageError::io("storing a blob", e);
     let mut file = File::create(path).map_err(|e| storing(&e))?;
-    let mut hasher = Hasher::new(digest.algorithm());
+    let mut hasher = Hasher::new(stated.map_or(Algorithm::Sha256, Digest::algorithm));
     let mut buffer = vec![0; COPY_BUFFER];
     loop {
         match content.read(&mut buffer).map_err(|e| unreadable(&e))? {
@@ -248,8 +301,11 @@ fn copy_verified(content: &mut impl Read, path: &std::path::Path, digest: &Diges
             }
         }
     }
-    match hasher.finish() == *digest {
-        true => Ok(()),
-        false => Err(invalid(format!("blob {digest} does not match its digest"))),
+    let digest = hasher.finish();
+    match stated {
+        Some(stated) if *stated != digest => {
+            Err(invalid(format!("blob {stated} does not match its digest")))
+        }
+        _ => Ok(digest),
     }
 }

@@ -22,6 +22,7 @@ mod compression;
 mod digest;
 mod disk;
 mod dns;
+mod docker_archive;
 mod endpoint;
 mod error;
 mod fetch;

@@ -193,8 +193,8 @@ impl ImageStore {
         }
     }
 
-    /// Imports a tar archive of an OCI image layout (image-spec, image-layout.md; also what `docker save` writes since
-    /// v25), plain, gzip or zstd. Images are named by `name`, else by their annotations.
+    /// Imports a tar archive, plain, gzip or zstd: an OCI image layout (image-spec, image-layout.md), or what
+    /// `docker save` and `podman save` write. Images are named by `name`, else as the archive says.
     pub async fn import_oci_archive(
         &self,
         archive: impl Read + Send + 'static,

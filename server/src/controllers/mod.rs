@@ -9,6 +9,7 @@
 
 mod namespace_defaults;
 mod node_ipam;
+mod node_lifecycle;
 mod queue;
 
 use std::future::Future;
@@ -27,8 +28,8 @@ use crate::cache::{Event, Object, Table};
 use crate::events::Recorder;
 use crate::registry::{Context, Registry};
 
-pub use queue::{Key, Outcome};
 use queue::WorkQueue;
+pub use queue::{Key, Outcome};
 
 /// What the controllers are told about the cluster.
 #[derive(Clone, Debug)]
@@ -41,17 +42,35 @@ pub struct Config {
     pub advertise: std::net::SocketAddr,
 }
 
+/// The keys that a change concerns.
+type Keys = Box<dyn Fn(&Tools, &Event) -> Vec<Key> + Send + Sync>;
+
 /// Which changes of a resource concern a controller.
 pub struct Source {
-    /// `pods`, `deployments.apps`.
-    pub resource: &'static str,
-    /// The keys that a change concerns; for an update, the object before is in [`Event::prev`].
-    pub keys: fn(&Tools, &Event) -> Vec<Key>,
+    resource: &'static str,
+    keys: Keys,
+}
+
+impl Source {
+    /// `resource`: `pods`, `deployments.apps`. `keys`: the keys that a change concerns; for an update, the object before it is in
+    /// [`Event::prev`].
+    pub fn new(
+        resource: &'static str,
+        keys: impl Fn(&Tools, &Event) -> Vec<Key> + Send + Sync + 'static,
+    ) -> Source {
+        Source {
+            resource,
+            keys: Box::new(keys),
+        }
+    }
 }
 
 /// The object itself.
 pub fn itself(_: &Tools, event: &Event) -> Vec<Key> {
-    vec![Key::new(&event.object.meta.namespace, &event.object.meta.name)]
+    vec![Key::new(
+        &event.object.meta.namespace,
+        &event.object.meta.name,
+    )]
 }
 
 /// What went wrong: a refusal by the API, or an object that does not decode.
@@ -94,14 +113,25 @@ impl Tools {
     }
 
     /// A request for a subresource.
-    pub fn sub_context(&self, resource: &str, namespace: &str, subresource: &str) -> Result<Context> {
-        Ok(self.context(resource, namespace)?.with_subresource(subresource))
+    pub fn sub_context(
+        &self,
+        resource: &str,
+        namespace: &str,
+        subresource: &str,
+    ) -> Result<Context> {
+        Ok(self
+            .context(resource, namespace)?
+            .with_subresource(subresource))
     }
 }
 
 /// Reads a typed object.
 pub fn typed<T: serde::de::DeserializeOwned>(object: &Object) -> Result<T> {
-    object.typed().map_err(|error| Status::internal_error(format!("the stored object {object:?} does not decode: {error}")))
+    object.typed().map_err(|error| {
+        Status::internal_error(format!(
+            "the stored object {object:?} does not decode: {error}"
+        ))
+    })
 }
 
 /// Running controllers; dropping it stops them.
@@ -111,7 +141,11 @@ pub struct Controllers {
 
 /// All controllers. Adding one is adding its file and a line here.
 fn all() -> Vec<Arc<dyn Controller>> {
-    vec![Arc::new(namespace_defaults::NamespaceDefaults), Arc::new(node_ipam::NodeIpam::default())]
+    vec![
+        Arc::new(namespace_defaults::NamespaceDefaults),
+        Arc::new(node_ipam::NodeIpam::default()),
+        Arc::new(node_lifecycle::NodeLifecycle),
+    ]
 }
 
 /// Starts all controllers.
@@ -146,7 +180,10 @@ impl Queue {
 }
 
 async fn run(controller: Arc<dyn Controller>, tools: Tools) {
-    let queue = Arc::new(Queue { work: Mutex::default(), changed: Notify::new() });
+    let queue = Arc::new(Queue {
+        work: Mutex::default(),
+        changed: Notify::new(),
+    });
     // Ends, and all in it, when this task does.
     let mut following = JoinSet::new();
     for source in controller.sources() {
@@ -156,7 +193,9 @@ async fn run(controller: Arc<dyn Controller>, tools: Tools) {
     let free = Arc::new(Semaphore::new(WORKERS));
     loop {
         while working.try_join_next().is_some() {}
-        let Ok(permit) = free.clone().acquire_owned().await else { return };
+        let Ok(permit) = free.clone().acquire_owned().await else {
+            return;
+        };
         let (key, due) = {
             let mut work = queue.lock();
             (work.take(Instant::now()), work.next_due())
@@ -175,7 +214,12 @@ async fn run(controller: Arc<dyn Controller>, tools: Tools) {
             }
             continue;
         };
-        let (controller, tools, queue) = (controller.clone(), tools.clone(), queue.clone());
+        let (controller, tools) = (controller.clone(), tools.clone());
+        let at_work = AtWork {
+            queue: queue.clone(),
+            key: key.clone(),
+            outcome: Outcome::Failed,
+        };
         working.spawn(async move {
             let outcome = match controller.reconcile(&tools, &key).await {
                 Ok(outcome) => outcome,
@@ -187,10 +231,31 @@ async fn run(controller: Arc<dyn Controller>, tools: Tools) {
                     Outcome::Failed
                 }
             };
-            queue.lock().done(&key, outcome, Instant::now());
-            queue.changed.notify_one();
+            at_work.end(outcome);
             drop(permit);
         });
+    }
+}
+
+/// A key that a worker has; given back also if the worker panics.
+struct AtWork {
+    queue: Arc<Queue>,
+    key: Key,
+    outcome: Outcome,
+}
+
+impl AtWork {
+    fn end(mut self, outcome: Outcome) {
+        self.outcome = outcome;
+    }
+}
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        self.queue
+            .lock()
+            .done(&self.key, self.outcome, Instant::now());
+        self.queue.changed.notify_one();
     }
 }
 
@@ -209,7 +274,12 @@ async fn follow(source: Source, tools: Tools, queue: Arc<Queue>) {
         let (list, mut watch) = table.list_and_watch(None);
         for object in list.items {
             // What is there at the start is told as if it came now.
-            let event = Event { kind: crate::cache::EventType::Added, revision: object.meta.revision, object, prev: None };
+            let event = Event {
+                kind: crate::cache::EventType::Added,
+                revision: object.meta.revision,
+                object,
+                prev: None,
+            };
             add((source.keys)(&tools, &event));
         }
         // Falling behind the ring of changes: everything is looked at again.

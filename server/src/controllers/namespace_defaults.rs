@@ -18,9 +18,9 @@ impl Controller for NamespaceDefaults {
 
     fn sources(&self) -> Vec<Source> {
         vec![
-            Source { resource: "namespaces", keys: itself },
-            Source { resource: "serviceaccounts", keys: |_, event| namespace_of(event, ACCOUNT) },
-            Source { resource: "configmaps", keys: |_, event| namespace_of(event, ROOT_CA) },
+            Source::new("namespaces", itself),
+            Source::new("serviceaccounts", |_, event| namespace_of(event, ACCOUNT)),
+            Source::new("configmaps", |_, event| namespace_of(event, ROOT_CA)),
         ]
     }
 

@@ -27,7 +27,7 @@ impl Controller for NodeIpam {
     }
 
     fn sources(&self) -> Vec<Source> {
-        vec![Source { resource: "nodes", keys: itself }]
+        vec![Source::new("nodes", itself)]
     }
 
     fn reconcile<'a>(&'a self, tools: &'a Tools, key: &'a Key) -> Reconciling<'a> {

@@ -215,7 +215,6 @@ impl Registry {
         let Some(revision) = revision else {
             return Ok(());
         };
-        // Far from here is not worth waiting for: a client of another cluster, or nonsense.
         if self.cache.reach(revision, PATIENCE).await {
             Ok(())
         } else {

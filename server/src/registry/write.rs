@@ -17,7 +17,7 @@ use crate::store::{self, Change, Expect, Key, StoreError, Write};
 /// How often a name is generated anew when it is taken.
 const NAME_ATTEMPTS: usize = 8;
 /// How often a write that is not bound to a version is tried again when others write the object at the same time.
-const CONFLICT_ATTEMPTS: usize = 32;
+const CONFLICT_ATTEMPTS: usize = 256;
 /// Resources whose writes allocate from what the others of them hold; see `Registry::allocating`.
 const ALLOCATING: [&str; 1] = ["services"];
 

@@ -254,7 +254,8 @@ pub(super) fn store_error(error: rusqlite::Error) -> StoreError {
     let text = error.to_string();
     match error.sqlite_error_code() {
         Some(ErrorCode::DiskFull) => StoreError::Full(text),
-        Some(ErrorCode::ReadOnly) => StoreError::ReadOnly(text),
+        // A file system that went read-only says so by failing system calls.
+        Some(ErrorCode::ReadOnly | ErrorCode::SystemIoFailure) => StoreError::ReadOnly(text),
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StoreError::Corrupt(text),
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
             StoreError::Failed("the state database is in use by another server".to_owned())

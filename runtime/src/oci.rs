@@ -292,11 +292,35 @@ pub(crate) fn root_plan(spec: &ContainerSpec, around: &Surroundings<'_>) -> Root
         work: around.state.join("work"),
         shared: shares_mounts(spec),
         nodev: !spec.privileged,
+        propagation: propagation(spec),
         root_uid: spec
             .user_namespace
             .as_ref()
             .map_or(0, |u| host_id(&u.uid_mappings)),
     }
+}
+
+/// Kubernetes' `None` is private, which is not what a bind mount is by itself.
+fn propagation(spec: &ContainerSpec) -> Vec<(PathBuf, u64)> {
+    let private = libc::MS_REC | libc::MS_PRIVATE;
+    if spec
+        .mounts
+        .iter()
+        .all(|m| m.propagation == Propagation::Private)
+    {
+        return vec![("/".into(), private)];
+    }
+    spec.mounts
+        .iter()
+        .filter_map(|m| {
+            let flags = match m.propagation {
+                Propagation::Private => private,
+                Propagation::HostToContainer => libc::MS_REC | libc::MS_SLAVE,
+                Propagation::Bidirectional => return None,
+            };
+            Some((m.destination.clone(), flags))
+        })
+        .collect()
 }
 
 fn shares_mounts(spec: &ContainerSpec) -> bool {

@@ -257,7 +257,7 @@ pub(crate) fn become_user(uid: u32, gid: u32) -> Result<(), Failure> {
         check(libc::setresuid(uid, uid, uid)).map_err(fail(what))?;
         check(libc::prctl(libc::PR_SET_KEEPCAPS, 0, 0, 0, 0)).map_err(fail(what))?;
     }
-    Ok(())
+    caps::raise_permitted().map_err(fail(what))
 }
 
 /// `HOME` from the container's /etc/passwd when nobody set it.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{broadcast, watch};
 
 use crate::error::Result;
@@ -119,6 +119,8 @@ impl Shared {
             Message::Reply { .. } => {}
             Message::ExecExited { exec_id, status } => self.exec_ended(exec_id, status),
             Message::Stash { id, pid, held } => {
+                // It may be our child: of a keeper that died under an earlier handle in this process.
+                lock(&self.orphans).insert(pid);
                 lock(&self.stash).insert(id, Stashed { pid, held, fds });
             }
             Message::StdinClosed { id } => {
@@ -244,8 +246,13 @@ pub(crate) fn exit_of(record: &ExitRecord) -> Exit {
 
 /// Serves one connection after the other until nobody holds the runtime any more.
 pub(crate) async fn run(shared: Weak<Shared>, mut link: Arc<Link>) {
+    // One for all connections: what ends between two of them is noticed with the next.
+    let mut child_ended = match signal(SignalKind::child()) {
+        Ok(signal) => signal,
+        Err(e) => return tracing::error!(error = %e, "cannot listen for ended processes"),
+    };
     loop {
-        serve(&shared, &link).await;
+        serve(&shared, &link, &mut child_ended).await;
         link.break_off();
         let Some(strong) = shared.upgrade() else {
             return;
@@ -304,10 +311,7 @@ async fn read(shared: &Shared, link: &Link) {
 }
 
 /// Reads one connection and reaps orphans, until the connection breaks or nobody holds the runtime any more.
-async fn serve(shared: &Weak<Shared>, link: &Arc<Link>) {
-    let Ok(mut child_ended) = signal(SignalKind::child()) else {
-        return;
-    };
+async fn serve(shared: &Weak<Shared>, link: &Arc<Link>, child_ended: &mut Signal) {
     let mut buffer = vec![0; socket::MAX_MESSAGE];
     loop {
         let seen = |reply: &Reply| {

@@ -34,6 +34,8 @@ pub(super) enum ChildMessage {
     Terminal,
     /// The process that the child was to make.
     Process { pid: i32 },
+    /// The first error that libcontainer has logged.
+    Detail { text: String },
     /// `program`: the program is to blame, not the box.
     Failed { program: bool, text: String },
 }
@@ -48,6 +50,9 @@ pub(crate) struct RootPlan {
     pub shared: bool,
     /// No device file in the image or made later works: for containers that have no business with devices.
     pub nodev: bool,
+    /// Mount propagation to set in the container, as flags of mount(2): libcontainer leaves that of bind mounts as the host has it.
+    #[serde(default)]
+    pub propagation: Vec<(PathBuf, u64)>,
     /// uid on the host that root of the container has, for the ownership of its standard streams.
     pub root_uid: u32,
 }
@@ -93,7 +98,7 @@ pub(super) unsafe fn spawn(
     }
 }
 
-fn tell(result: RawFd, message: &ChildMessage) {
+pub(super) fn tell(result: RawFd, message: &ChildMessage) {
     // SAFETY: the descriptor is open for the whole life of this child.
     let result = unsafe { BorrowedFd::borrow_raw(result) };
     if let Ok(bytes) = serde_json::to_vec(message) {
@@ -119,6 +124,7 @@ fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, Failure> {
 
 /// Creates a container from its run directory. `error` is written to if the program cannot be run after the start.
 pub(super) fn create(run: &Path, result: RawFd, error: RawFd) {
+    super::detail::forward_first_error(result);
     match try_create(run, result, error) {
         Ok(pid) => tell(result, &ChildMessage::Process { pid }),
         Err(failure) => failed(result, false, failure.0),
@@ -136,6 +142,7 @@ fn try_create(run: &Path, result: RawFd, error: RawFd) -> Result<i32, Failure> {
         result,
         error,
         plan: Arc::new(plan),
+        propagation: Arc::new(root.propagation),
     };
     let container = ContainerBuilder::new(OCI_NAME.into(), SyscallType::default())
         .with_executor(confine)
@@ -204,12 +211,20 @@ fn chain(error: &dyn std::error::Error) -> String {
 struct Confine {
     plan: Arc<ProcessPlan>,
     filter: Arc<Vec<u8>>,
+    propagation: Arc<Vec<(PathBuf, u64)>>,
     result: RawFd,
     error: RawFd,
 }
 
 impl Confine {
     fn prepare(&self) -> Result<(), Failure> {
+        for (path, flags) in self.propagation.iter() {
+            let flags = MsFlags::from_bits_truncate(*flags as libc::c_ulong);
+            mount::propagation(path, flags).map_err(|e| {
+                let text = process::errno_text(&e);
+                Failure(format!("set mount propagation of {}: {text}", path.display()))
+            })?;
+        }
         process::set_groups(&self.plan.groups)?;
         process::enter_cwd(&self.plan.cwd)?;
         if self.plan.terminal {

@@ -368,6 +368,19 @@ impl Keeper {
         }
     }
 
+    /// The process has ended: whether it had become its program stands in the pipe, which nobody else has open.
+    pub(super) fn settle_start(&mut self, index: u32) {
+        let waits = |keeper: &Self| {
+            keeper
+                .containers
+                .get(&index)
+                .is_some_and(|c| c.starting.is_some() && c.error.is_some())
+        };
+        while waits(self) {
+            self.read_error(index);
+        }
+    }
+
     /// The pipe that is closed by a successful execve, or tells why there was none.
     pub(super) fn read_error(&mut self, index: u32) {
         let Some(container) = self.containers.get_mut(&index) else {

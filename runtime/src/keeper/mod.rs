@@ -15,6 +15,7 @@
 
 mod children;
 mod container;
+mod detail;
 mod journal;
 mod logs;
 mod requests;
@@ -136,6 +137,8 @@ struct Pending {
     terminal: Option<OwnedFd>,
     pid: Option<i32>,
     failure: Option<WireError>,
+    /// What libcontainer logged about it.
+    detail: Option<String>,
 }
 
 enum Work {
@@ -242,7 +245,9 @@ fn raise_nofile() -> io::Result<libc::rlimit> {
 
 impl Keeper {
     fn start(config: KeeperConfig) -> io::Result<Self> {
-        // Standard descriptors above 2 only: children put their own on 0 to 2.
+        // What the starter left open by mistake would stay open as long as we live. From here on, our own are above 2, and children put
+        // theirs on 0 to 2.
+        crate::sys::fd::close_all_but(&mut []);
         let lock = take_lock(&config.lock())?;
         let _ = nix::unistd::setsid();
         std::env::set_current_dir("/")?;
@@ -685,6 +690,8 @@ impl Keeper {
         }
         let exited = std::mem::take(&mut self.exited);
         for &(index, status, lost) in &exited {
+            // A program may end before we have seen that it had started.
+            self.settle_start(index);
             self.drain(index);
             let Some(container) = self.containers.get_mut(&index) else {
                 continue;

@@ -192,6 +192,7 @@ impl Keeper {
             terminal: None,
             pid: None,
             failure: None,
+            detail: None,
         };
         self.pending.insert(fd, pending);
     }
@@ -286,6 +287,7 @@ impl Keeper {
                         return self.conclude(fd);
                     }
                 }
+                Ok(ChildMessage::Detail { text }) => drop(pending.detail.get_or_insert(text)),
                 Ok(ChildMessage::Failed { program, text }) => {
                     let kind = if program {
                         WireErrorKind::Exec
@@ -324,13 +326,18 @@ impl Keeper {
             terminal,
             pid,
             failure,
+            detail,
             ..
         } = pending;
         let pid = match (failure, pid) {
             (None, Some(pid)) => pid,
             (failure, _) => {
                 let unknown = || WireError::new(WireErrorKind::Create, "the runtime's child died");
-                return self.reply(client, seq, Err(failure.unwrap_or_else(unknown)));
+                let mut failure = failure.unwrap_or_else(unknown);
+                if let (WireErrorKind::Create, Some(detail)) = (failure.kind, detail) {
+                    failure.text = format!("{}: {detail}", failure.text);
+                }
+                return self.reply(client, seq, Err(failure));
             }
         };
         match work {

@@ -85,6 +85,30 @@ struct Data {
 
 const VERSION_3: u32 = 0x2008_0522;
 
+/// Makes all permitted capabilities effective: a change of user has taken them out of effect.
+pub(crate) fn raise_permitted() -> io::Result<()> {
+    set(from_status("CapPrm")?)
+}
+
+fn set(capabilities: u64) -> io::Result<()> {
+    let halves = [capabilities as u32, (capabilities >> 32) as u32].map(|half| Data {
+        effective: half,
+        permitted: half,
+        inheritable: 0,
+    });
+    let header = Header {
+        version: VERSION_3,
+        pid: 0,
+    };
+    // SAFETY: header and both data words live across the call.
+    let rc = unsafe { libc::syscall(libc::SYS_capset, &raw const header, halves.as_ptr()) };
+    if rc == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// Restricts this thread for good: bounding, permitted and effective sets become `allowed`, inheritable and ambient empty, as containerd
 /// does for containers.
 pub(crate) fn restrict_to(allowed: u64) -> io::Result<()> {
@@ -113,22 +137,7 @@ pub(crate) fn restrict_to(allowed: u64) -> io::Result<()> {
             0,
         )
     };
-    let halves = [allowed as u32, (allowed >> 32) as u32].map(|half| Data {
-        effective: half,
-        permitted: half,
-        inheritable: 0,
-    });
-    let header = Header {
-        version: VERSION_3,
-        pid: 0,
-    };
-    // SAFETY: header and both data words live across the call.
-    let rc = unsafe { libc::syscall(libc::SYS_capset, &raw const header, halves.as_ptr()) };
-    if rc == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    set(allowed)
 }
 
 #[cfg(test)]

@@ -99,12 +99,20 @@ pub(crate) fn become_subreaper() -> io::Result<()> {
 
 /// Undoes what a Rust program or the keeper does to signals, before somebody else's program runs: all unblocked, all default.
 pub(crate) fn reset_signals() {
+    // An all-zero structure is SIG_DFL; longer than any architecture's. By system call, since C libraries keep two signals for themselves,
+    // which may have been ignored long before us.
+    let default = [0u64; 8];
     for signal in 1..=64 {
-        if signal == libc::SIGKILL || signal == libc::SIGSTOP {
-            continue;
-        }
-        // SAFETY: SIG_DFL installs no code. Signals reserved by the C library are refused, which is right.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: the structure lives across the call, and SIG_DFL installs no code. SIGKILL and SIGSTOP are refused, which is right.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null_mut::<u64>(),
+                8,
+            )
+        };
     }
     let none = nix::sys::signal::SigSet::empty();
     let _ =

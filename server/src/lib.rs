@@ -24,6 +24,7 @@ use std::time::Duration;
 use amphipod_api::files;
 use anyhow::Context as _;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::Authorizer;
@@ -31,7 +32,7 @@ use crate::auth::authn::{CertificateUser, TokenAuthenticator};
 use crate::bootstrap::pki::{self, Pki};
 use crate::bootstrap::{addresses, objects};
 use crate::cache::Cache;
-use crate::http::app::App;
+use crate::http::app::{App, PLACES};
 use crate::http::connect::Direct;
 use crate::http::health::Health;
 use crate::http::metrics::Metrics;
@@ -92,7 +93,7 @@ pub struct Server {
     store: Arc<dyn Store>,
     stop: CancellationToken,
     serving: tokio::task::JoinHandle<()>,
-    _control: Option<(scheduler::Scheduler, controllers::Controllers)>,
+    control: Option<(scheduler::Scheduler, controllers::Controllers)>,
 }
 
 /// How often certificates are looked at.
@@ -142,7 +143,14 @@ impl Server {
             cluster,
         ));
         let facts = objects::Facts { service_ip, endpoint: advertise, ca_pem: pki.ca_pem().to_owned() };
-        objects::ensure(&registry, &facts).await.context("making the objects that are always there")?;
+        if let Err(status) = objects::ensure(&registry, &facts).await {
+            // A box whose disk is full must still serve what it has.
+            let first_start = cache.table("namespaces").is_none_or(|table| table.get("", "default").is_none());
+            if first_start {
+                return Err(status).context("making the objects that are always there");
+            }
+            tracing::error!(%status, "the objects that are always there were not brought up to date");
+        }
 
         let stop = CancellationToken::new();
         let app = Arc::new(App {
@@ -150,8 +158,9 @@ impl Server {
             authorizer,
             tokens: Arc::new(TokenAuthenticator::new(pki.token_keys.clone(), cache.clone(), issuer)),
             dialer: Arc::new(Direct::new(cache, pki.clone())),
-            health: Health::default(),
+            health: health(&pki),
             metrics: Metrics::default(),
+            places: Semaphore::new(PLACES),
             stop: stop.clone(),
         });
         let tls = amphipod_api::tls::server_config_with(pki.serving.clone(), Some(pki.ca_pem().as_bytes()))
@@ -177,10 +186,11 @@ impl Server {
 
         let admin_kubeconfig = pki.admin_kubeconfig(&local_url(addr));
         let path = config.data_dir.join("admin.kubeconfig");
-        files::write_if_changed(&path, admin_kubeconfig.as_bytes(), files::PRIVATE)
-            .with_context(|| format!("writing {}", path.display()))?;
+        if let Err(error) = files::write_if_changed(&path, admin_kubeconfig.as_bytes(), files::PRIVATE) {
+            tracing::error!(path = %path.display(), %error, "the administrator's kubeconfig was not written");
+        }
         tracing::info!(%addr, %advertise, "the Kubernetes API is served");
-        Ok(Server { addr, advertise, admin_kubeconfig, pki, registry, store, stop, serving, _control: control })
+        Ok(Server { addr, advertise, admin_kubeconfig, pki, registry, store, stop, serving, control })
     }
 
     /// The address HTTPS listens on, with the real port.
@@ -223,6 +233,7 @@ impl Server {
     /// Stops: no new connections, watches end, requests under way get up to five seconds, the store is closed.
     pub async fn shutdown(mut self) {
         self.stop.cancel();
+        drop(self.control.take());
         if let Err(error) = (&mut self.serving).await {
             tracing::warn!(%error, "the listener did not end in order");
         }
@@ -236,6 +247,15 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.stop.cancel();
     }
+}
+
+/// What `/readyz` asks.
+fn health(pki: &Arc<Pki>) -> Health {
+    let pki = pki.clone();
+    Health::default().with("serving-certificate", move || {
+        let over = pki.serving_until() <= jiff::Timestamp::now();
+        if over { Err("the serving certificate is no longer valid".to_owned()) } else { Ok(()) }
+    })
 }
 
 /// The URL for clients on this host.

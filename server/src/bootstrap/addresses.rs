@@ -122,7 +122,10 @@ pub fn serving_names(config: &ServerConfig, advertised: IpAddr) -> anyhow::Resul
     .map(|n| (*n).to_owned())
     .collect();
     names.push(format!("kubernetes.default.svc.{}", config.cluster_domain));
-    names.extend(config.node_name.clone());
+    names.extend(config.node_name.clone().or_else(|| {
+        let name = nix::unistd::gethostname().ok()?.into_string().ok()?;
+        Some(name.to_ascii_lowercase())
+    }));
     names.extend([
         "127.0.0.1".to_owned(),
         "::1".to_owned(),

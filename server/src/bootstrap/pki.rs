@@ -12,13 +12,14 @@ use amphipod_api::pki::{
 };
 use amphipod_api::{kubeconfig, tls};
 use anyhow::{Context, anyhow};
+use jiff::Timestamp;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
 use crate::auth::{MASTERS, NODES};
 
 const ADMIN: &str = "amphipod:admin";
-/// The identity under which the server calls the agents' node API.
+/// The identity under which the server calls the agents' node API. It has no rights in our own API.
 const KUBELET_CLIENT: &str = "kube-apiserver-kubelet-client";
 
 /// Everything the server signs and proves itself with.
@@ -36,6 +37,15 @@ pub struct Pki {
 /// The serving certificate of the moment: renewed under a running listener.
 #[derive(Debug)]
 pub struct Serving(RwLock<Arc<CertifiedKey>>);
+
+impl Serving {
+    /// The end of its time.
+    fn until(&self) -> Timestamp {
+        let key = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let info = key.cert.first().and_then(|der| CertInfo::from_der(der).ok());
+        info.map_or(Timestamp::MIN, |info| info.not_after)
+    }
+}
 
 impl ResolvesServerCert for Serving {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
@@ -90,7 +100,7 @@ impl Pki {
             &dir,
             "kubelet-client",
             |_| true,
-            || ca.issue_client(KUBELET_CLIENT, &[MASTERS], LEAF_LIFETIME),
+            || ca.issue_client(KUBELET_CLIENT, &[], LEAF_LIFETIME),
         )?;
         let key = tls::certified_key(serving.cert_pem.as_bytes(), serving.key_pem.as_bytes())?;
         Ok(Pki {
@@ -146,6 +156,11 @@ impl Pki {
             .write()
             .unwrap_or_else(PoisonError::into_inner) = Arc::new(kubelet_client);
         Ok(())
+    }
+
+    /// When the serving certificate ends.
+    pub fn serving_until(&self) -> Timestamp {
+        self.serving.until()
     }
 
     /// The CA certificate, PEM.
@@ -221,13 +236,16 @@ fn ensure(
         return Ok(identity);
     }
     let identity = make().with_context(|| format!("making the certificate {name}"))?;
-    save(dir, name, &identity)?;
+    if let Err(error) = save(dir, name, &identity) {
+        // The disk may be full or read-only: what is in memory serves as well until the next start.
+        tracing::error!("{error:#}; the new certificate {name} is used, but lost with this process");
+    }
     Ok(identity)
 }
 
 /// Whether less than a third of the usual lifetime is left. A clock that stands before the certificate's making never renews.
 fn due(info: &CertInfo) -> bool {
-    let left = info.not_after.duration_since(jiff::Timestamp::now());
+    let left = info.not_after.duration_since(Timestamp::now());
     left.as_secs() < (LEAF_LIFETIME.as_secs() / 3) as i64
 }
 

@@ -7,6 +7,7 @@ use amphipod_api::{GroupResource, Status};
 use http::header::{HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Request, Response};
 use hyper::body::Incoming;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::body::Body;
@@ -33,9 +34,14 @@ pub struct App {
     pub dialer: Arc<dyn NodeDialer>,
     pub health: Health,
     pub metrics: Metrics,
+    /// Places for requests that do not stream; who finds none is told to come again.
+    pub places: Semaphore,
     /// Ends streams when the server stops.
     pub stop: CancellationToken,
 }
+
+/// Requests worked on at once, as upstream's default for reads.
+pub const PLACES: usize = 400;
 
 /// One request under way: what handlers need beside the body.
 pub struct Call {
@@ -147,6 +153,10 @@ impl App {
         if resource::is_long(&call) {
             return resource::serve_long(call, extensions, body).await;
         }
+        let app = call.app.clone();
+        let Ok(_place) = app.places.try_acquire() else {
+            return Err(Status::too_many_requests("Too many requests, please try again later.", 1));
+        };
         let work = async move {
             if call.info.is_resource {
                 resource::serve(call, body).await

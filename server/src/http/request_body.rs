@@ -1,11 +1,14 @@
 //! Reading request bodies: limited, in a form that we can read.
 
+use std::time::Duration;
+
 use amphipod_api::Status;
 use amphipod_api::gvk::split_api_version;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use http_body::Body as _;
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use serde_json::Value;
 
@@ -55,13 +58,38 @@ pub async fn read(headers: &HeaderMap, body: Incoming) -> Result<Bytes, Status> 
     {
         return Err(Status::unsupported_media_type(READABLE));
     }
-    match Limited::new(body, LIMIT).collect().await {
-        Ok(all) => Ok(all.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(Status::request_entity_too_large(
-            format!("limit is {LIMIT}"),
-        )),
-        Err(error) => Err(Status::bad_request(format!("reading the body: {error}"))),
+    let mut body = body;
+    let mut whole = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Status::bad_request(format!("reading the body: {error}")))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if whole.len() + data.len() > LIMIT {
+            drain(body).await;
+            return Err(Status::request_entity_too_large(format!("limit is {LIMIT}")));
+        }
+        if whole.is_empty() && body.is_end_stream() {
+            // Most bodies come in one piece.
+            return Ok(data);
+        }
+        whole.extend_from_slice(&data);
     }
+    Ok(whole.freeze())
+}
+
+/// Throws away what is still coming, within reason: a client that is cut off while it sends never reads the answer.
+async fn drain(mut body: Incoming) {
+    const MOST: usize = 64 << 20;
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let _ = tokio::time::timeout(PATIENCE, async {
+        let mut seen = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            seen += frame.data_ref().map_or(0, Bytes::len);
+            if seen > MOST {
+                break;
+            }
+        }
+    })
+    .await;
 }
 
 /// The body as an object for the registry.

@@ -67,6 +67,7 @@ const FALSE_IS_ABSENT: &[&str] = &[
     "allowed",
     "authenticated",
     "denied",
+    "globalDefault",
     "hostIPC",
     "hostNetwork",
     "hostPID",

@@ -359,12 +359,12 @@ async fn content_that_does_not_match_its_digest_is_refused_and_not_kept() {
         "{error}"
     );
     assert!(store.resolve(&name.parse().unwrap()).is_none());
-    assert_eq!(
-        std::fs::read_dir(dir.path().join("ingest"))
-            .unwrap()
-            .count(),
-        0
-    );
+    // Half of the good layer may be there, to be resumed.
+    let kept = dir
+        .path()
+        .join("ingest")
+        .join(format!("sha256-{}", bad.digest().hex()));
+    assert!(!kept.exists());
 
     // Repaired on the registry, the same pull succeeds.
     std::fs::write(&file, &bad.blob).unwrap();

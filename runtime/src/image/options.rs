@@ -29,6 +29,7 @@ pub struct PullOptions {
     pub registries: RegistryConfig,
     /// The platform to choose from an index; this machine's by default.
     pub platform: Option<Platform>,
+    /// Told of the layers. A caller that joins a pull under way hears nothing: the first one is told.
     pub progress: Option<ProgressFn>,
 }
 

@@ -26,6 +26,8 @@ mod reviews;
 mod service;
 mod workload;
 
+pub use pod::default_pod;
+
 pub(super) const META_NAME_DOC: &str = "Name of the object, unique within its namespace.";
 pub(super) const META_CREATION_DOC: &str = "When the object was made, as its age.";
 
@@ -265,3 +267,6 @@ impl Kind {
         self.0
     }
 }
+
+#[cfg(test)]
+mod tests;

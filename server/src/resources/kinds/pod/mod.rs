@@ -19,7 +19,7 @@ use crate::resources::{
     Verbs,
 };
 
-pub use defaults::pod_template;
+pub use defaults::{pod as default_pod, pod_template};
 pub use qos::qos_class;
 
 const CONNECT: Verbs = Verbs::of(&[Verb::Create, Verb::Get]);
@@ -161,9 +161,8 @@ impl Strategy for Pod {
     }
 
     fn validate_create(&self, obj: &Value) -> Vec<FieldError> {
-        let mut errors = rules::pod_annotations(obj);
         let spec = FieldPath::new("spec");
-        errors.extend(rules::pod_spec(&obj["spec"], &spec, rules::Where::Pod(obj)));
+        let mut errors = rules::pod_spec(&obj["spec"], &spec, rules::Where::Pod);
         if !array_at(obj, &["spec", "ephemeralContainers"]).is_empty() {
             errors.push(FieldError::forbidden(
                 spec.child("ephemeralContainers"),

@@ -16,8 +16,7 @@ const UPDATABLE: &str = "`spec.containers[*].image`,`spec.initContainers[*].imag
 
 /// An update of the pod itself.
 pub fn validate(new: &Value, old: &Value) -> Errors {
-    let mut errors = rules::pod_annotations(new);
-    errors.extend(rules::pod_spec(&new["spec"], &SPEC, rules::Where::Pod(new)));
+    let mut errors = rules::pod_spec(&new["spec"], &SPEC, rules::Where::Pod);
     let mut counts_differ = false;
     for (list, what) in [
         ("containers", "containers"),
@@ -216,7 +215,7 @@ pub fn validate_status(new: &Value, old: &Value) -> Errors {
 /// An update through `ephemeralcontainers`: they can only be added.
 pub fn validate_ephemeral(new: &Value, old: &Value) -> Errors {
     let path = SPEC.child("ephemeralContainers");
-    let mut errors = rules::pod_spec(&new["spec"], &SPEC, rules::Where::Pod(new));
+    let mut errors = rules::pod_spec(&new["spec"], &SPEC, rules::Where::Pod);
     let list = array_at(new, &["spec", "ephemeralContainers"]);
     for before in array_at(old, &["spec", "ephemeralContainers"]) {
         let name = str_at(before, &["name"]);
@@ -264,7 +263,7 @@ pub fn take_resize(new: &mut Value, old: &Value) {
 
 /// An update through `resize`.
 pub fn validate_resize(new: &Value, old: &Value) -> Errors {
-    let mut errors = rules::pod_spec(&new["spec"], &SPEC, rules::Where::Pod(new));
+    let mut errors = rules::pod_spec(&new["spec"], &SPEC, rules::Where::Pod);
     let (now, before) = (
         super::qos_class(&new["spec"]),
         super::qos_class(&old["spec"]),

@@ -179,7 +179,17 @@ mod tests {
     }
 
     /// (verb, group, version, namespace, resource, subresource, name)
-    fn told(i: &RequestInfo) -> (&str, &str, &str, &str, &str, &str, &str) {
+    type Told<'a> = (
+        &'a str,
+        &'a str,
+        &'a str,
+        &'a str,
+        &'a str,
+        &'a str,
+        &'a str,
+    );
+
+    fn told(i: &RequestInfo) -> Told<'_> {
         (
             i.verb,
             &i.group,
@@ -193,7 +203,7 @@ mod tests {
 
     #[test]
     fn resource_paths_read_as_upstream_reads_them() {
-        let cases: &[(Method, &str, (&str, &str, &str, &str, &str, &str, &str))] = &[
+        let cases: &[(Method, &str, Told<'_>)] = &[
             (
                 Method::GET,
                 "/api/v1/namespaces",
@@ -358,5 +368,40 @@ mod tests {
     #[test]
     fn a_watch_of_nothing_is_refused() {
         assert!(RequestInfo::parse(&Method::GET, "/api/v1/watch", &Query::parse("")).is_err());
+    }
+
+    #[test]
+    fn no_path_breaks_the_reader() {
+        let words = [
+            "api",
+            "apis",
+            "v1",
+            "namespaces",
+            "watch",
+            "proxy",
+            "",
+            "%",
+            "%2f",
+            "pods",
+            "é",
+            "status",
+            "+",
+            ".",
+        ];
+        let mut random = 88_172_645_463_325_252u64;
+        for _ in 0..20_000 {
+            let mut path = String::new();
+            for _ in 0..random % 9 {
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                path.push('/');
+                path.push_str(words[(random >> 40) as usize % words.len()]);
+            }
+            random = random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            for method in [Method::GET, Method::POST, Method::DELETE, Method::OPTIONS] {
+                let _ = RequestInfo::parse(&method, &path, &Query::parse(&path.replace('/', "&")));
+            }
+        }
     }
 }

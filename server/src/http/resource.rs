@@ -48,7 +48,8 @@ fn descriptor(call: &Call) -> Result<Arc<Descriptor>, Status> {
             if !info.name.is_empty() && !info.name_from_selector && !info.watch_path {
                 return Err(Status::no_such_resource());
             }
-            if !matches!(info.verb, "list" | "watch") && !(info.verb == "create" && !found.stored) {
+            let answers_questions = info.verb == "create" && !found.stored;
+            if !matches!(info.verb, "list" | "watch") && !answers_questions {
                 return Err(Status::method_not_allowed());
             }
             true

@@ -86,13 +86,10 @@ impl World {
     }
 
     /// What kubectl prints when it succeeds.
-    #[track_caller]
-    pub fn kubectl<'a>(&'a self, args: &'a [&'a str]) -> impl Future<Output = String> + 'a {
-        async move {
-            let (ok, out, err) = self.kubectl_raw(args, "").await;
-            assert!(ok, "kubectl {args:?}: {err}");
-            out
-        }
+    pub async fn kubectl(&self, args: &[&str]) -> String {
+        let (ok, out, err) = self.kubectl_raw(args, "").await;
+        assert!(ok, "kubectl {args:?}: {err}");
+        out
     }
 
     /// What kubectl complains when it fails.
@@ -104,7 +101,12 @@ impl World {
 
     /// `kubectl apply -f -`
     pub async fn apply(&self, yaml: &str) -> String {
-        let (ok, out, err) = self.kubectl_raw(&["apply", "-f", "-"], &format!("# YAML, also where it looks like JSON\n{yaml}")).await;
+        let (ok, out, err) = self
+            .kubectl_raw(
+                &["apply", "-f", "-"],
+                &format!("# YAML, also where it looks like JSON\n{yaml}"),
+            )
+            .await;
         assert!(ok, "apply: {err}");
         out
     }

@@ -131,12 +131,16 @@ impl Index {
 
     /// All rules of a user in a namespace (empty: only cluster-wide ones), e.g. for `kubectl auth can-i --list`.
     pub fn rules_for(&self, user: &UserInfo, namespace: &str) -> Vec<PolicyRule> {
-        let mut all: Vec<PolicyRule> = self
-            .rules_of(user, namespace)
-            .map(|(_, r)| r.clone())
-            .collect();
-        if user.in_group(MASTERS) {
-            all.extend(everything());
+        let mut all: Vec<PolicyRule> = Vec::new();
+        let masters = user
+            .in_group(MASTERS)
+            .then(everything)
+            .into_iter()
+            .flatten();
+        for rule in masters.chain(self.rules_of(user, namespace).map(|(_, rule)| rule.clone())) {
+            if !all.contains(&rule) {
+                all.push(rule);
+            }
         }
         all
     }

@@ -43,7 +43,7 @@ fn split(text: &str) -> Option<Named<'_>> {
 /// Passes the request on to what the object stands for.
 pub(super) async fn serve(call: &Call, upgrade: Option<OnUpgrade>, body: Incoming) -> Answer {
     let info = &call.info;
-    let rest = raw_rest(call.uri.path());
+    let rest = raw_rest(call.uri.path(), !info.namespace.is_empty());
     if rest.is_empty() && matches!(call.method, Method::GET | Method::HEAD) && upgrade.is_none() {
         // Relative links in the page work only below the directory.
         let mut response = respond::with_body(StatusCode::MOVED_PERMANENTLY, "text/plain", "");
@@ -107,13 +107,15 @@ pub(super) async fn serve(call: &Call, upgrade: Option<OnUpgrade>, body: Incomin
     pipe::pass(stream, onward, call.app.stop.clone()).await
 }
 
-/// What stands behind `.../proxy` in the path as it came, with its leading slash.
-fn raw_rest(path: &str) -> &str {
-    let Some(at) = path.find("/proxy") else {
-        return "";
-    };
-    let rest = &path[at + "/proxy".len()..];
-    if rest.starts_with('/') { rest } else { "" }
+/// What stands behind `.../proxy` in the path as it came, with its leading slash. Counted by parts: namespaces and pods
+/// may be called `proxy`, too.
+fn raw_rest(path: &str, namespaced: bool) -> &str {
+    // api, v1, namespaces, NAMESPACE, RESOURCE, NAME, proxy; or api, v1, nodes, NAME, proxy
+    let parts = if namespaced { 7 } else { 5 };
+    match path.match_indices('/').nth(parts) {
+        Some((at, _)) => &path[at..],
+        None => "",
+    }
 }
 
 fn pod_address(pod: &Value, port: &str) -> Result<SocketAddr, Status> {

@@ -543,4 +543,33 @@ mod tests {
                 .is_err()
         );
     }
+
+    #[test]
+    fn mutated_bodies_never_break_the_reader() {
+        let descriptor = Catalog::builtin().by_kind("", "v1", "Pod").unwrap();
+        let probe = [field(1, &field(2, &field(1, b"/x"))), vec![0x10, 5]].concat();
+        let container = [field(1, b"c"), field(10, &probe)].concat();
+        let seed = body(
+            "v1",
+            "Pod",
+            &field(
+                2,
+                &[field(1, &field(1, b"v")), field(2, &container)].concat(),
+            ),
+        );
+        let mut random = 0x2545_f491_4f6c_dd1du64;
+        for _ in 0..20_000 {
+            let mut mutated = seed.clone();
+            for _ in 0..4 {
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                let at = 4 + (random as usize) % (mutated.len() - 4);
+                mutated[at] = (random >> 32) as u8;
+            }
+            if let Ok(envelope) = open(&mutated) {
+                let _ = envelope.decode(&descriptor.schema().root);
+            }
+        }
+    }
 }

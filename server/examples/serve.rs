@@ -9,7 +9,10 @@ use tokio::signal::unix::{SignalKind, signal};
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let dir = std::env::temp_dir().join(format!("amphipod-serve-{}", std::process::id()));
-    let port = std::env::args().nth(1).and_then(|p| p.parse().ok()).unwrap_or(0);
+    let port = std::env::args()
+        .nth(1)
+        .and_then(|p| p.parse().ok())
+        .unwrap_or(0);
     let mut terminate = signal(SignalKind::terminate())?;
     let started = std::time::Instant::now();
     let server = Server::start(ServerConfig {
@@ -19,8 +22,15 @@ async fn main() -> anyhow::Result<()> {
         ..ServerConfig::default()
     })
     .await?;
-    println!("ready in {:?} at https://{}", started.elapsed(), server.local_addr());
-    println!("export KUBECONFIG={}", dir.join("admin.kubeconfig").display());
+    println!(
+        "ready in {:?} at https://{}",
+        started.elapsed(),
+        server.local_addr()
+    );
+    println!(
+        "export KUBECONFIG={}",
+        dir.join("admin.kubeconfig").display()
+    );
     tokio::select! {
         _ = tokio::signal::ctrl_c() => {}
         _ = terminate.recv() => {}

@@ -6,9 +6,9 @@
 pub mod admission;
 pub mod auth;
 pub mod bootstrap;
-pub mod events;
 pub mod cache;
 pub mod controllers;
+pub mod events;
 pub mod http;
 pub mod openapi;
 pub mod registry;
@@ -108,13 +108,18 @@ impl Server {
         amphipod_api::tls::install_provider();
         pki::data_dir(&config.data_dir)?;
         let advertised = addresses::advertised(&config);
-        let service_cidr = config.service_cidrs.first().context("a service range is needed")?;
+        let service_cidr = config
+            .service_cidrs
+            .first()
+            .context("a service range is needed")?;
         let service_ip = addresses::nth(service_cidr, 1)?;
         let names = addresses::serving_names(&config, advertised)?;
         let listener = TcpListener::bind(config.listen)
             .await
             .with_context(|| format!("listening on {}", config.listen))?;
-        let addr = listener.local_addr().context("reading the address listened on")?;
+        let addr = listener
+            .local_addr()
+            .context("reading the address listened on")?;
         let advertise = SocketAddr::new(advertised, addr.port());
 
         // Keys and the database do not need each other.
@@ -122,18 +127,29 @@ impl Server {
         let backup = config.data_dir.join("state.backup.db");
         let keys = tokio::task::spawn_blocking(move || Pki::open(&keys_dir, names));
         let opened = tokio::task::spawn_blocking(move || {
-            SqliteStore::open_or_quarantine(&state, store::Options { backup: Some(backup), ..store::Options::default() })
-                .with_context(|| format!("opening {}", state.display()))
+            SqliteStore::open_or_quarantine(
+                &state,
+                store::Options {
+                    backup: Some(backup),
+                    ..store::Options::default()
+                },
+            )
+            .with_context(|| format!("opening {}", state.display()))
         });
         let (keys, opened) = tokio::try_join!(keys, opened)?;
         let pki = Arc::new(keys?);
         let store: Arc<dyn Store> = Arc::new(opened?.store);
 
         let catalog = Arc::new(Catalog::builtin());
-        let cache = Cache::start(&*store, Registry::tables(&catalog)).await.context("loading the state")?;
+        let cache = Cache::start(&*store, Registry::tables(&catalog))
+            .await
+            .context("loading the state")?;
         let issuer = format!("https://kubernetes.default.svc.{}", config.cluster_domain);
         let authorizer = Arc::new(Authorizer::new(cache.clone(), bootstrap::node_rules()));
-        let cluster = ClusterConfig { service_cidrs: config.service_cidrs.clone(), node_ports: config.node_port_range };
+        let cluster = ClusterConfig {
+            service_cidrs: config.service_cidrs.clone(),
+            node_ports: config.node_port_range,
+        };
         let registry = Arc::new(Registry::new(
             store.clone(),
             cache.clone(),
@@ -142,10 +158,16 @@ impl Server {
             authorizer.clone(),
             cluster,
         ));
-        let facts = objects::Facts { service_ip, endpoint: advertise, ca_pem: pki.ca_pem().to_owned() };
+        let facts = objects::Facts {
+            service_ip,
+            endpoint: advertise,
+            ca_pem: pki.ca_pem().to_owned(),
+        };
         if let Err(status) = objects::ensure(&registry, &facts).await {
             // A box whose disk is full must still serve what it has.
-            let first_start = cache.table("namespaces").is_none_or(|table| table.get("", "default").is_none());
+            let first_start = cache
+                .table("namespaces")
+                .is_none_or(|table| table.get("", "default").is_none());
             if first_start {
                 return Err(status).context("making the objects that are always there");
             }
@@ -156,18 +178,28 @@ impl Server {
         let app = Arc::new(App {
             registry: registry.clone(),
             authorizer,
-            tokens: Arc::new(TokenAuthenticator::new(pki.token_keys.clone(), cache.clone(), issuer)),
+            tokens: Arc::new(TokenAuthenticator::new(
+                pki.token_keys.clone(),
+                cache.clone(),
+                issuer,
+            )),
             dialer: Arc::new(Direct::new(cache, pki.clone())),
             health: health(&pki),
             metrics: Metrics::default(),
             places: Semaphore::new(PLACES),
             stop: stop.clone(),
         });
-        let tls = amphipod_api::tls::server_config_with(pki.serving.clone(), Some(pki.ca_pem().as_bytes()))
-            .context("setting up TLS")?;
+        let tls = amphipod_api::tls::server_config_with(
+            pki.serving.clone(),
+            Some(pki.ca_pem().as_bytes()),
+        )
+        .context("setting up TLS")?;
         let make = move |peer: http::serve::Peer| {
             let app = app.clone();
-            let user = peer.certificate.and_then(|der| CertificateUser::read(&der)).map(Arc::new);
+            let user = peer
+                .certificate
+                .and_then(|der| CertificateUser::read(&der))
+                .map(Arc::new);
             move |request| app.clone().handle(user.clone(), request)
         };
         let serving = tokio::spawn(http::serve::run(listener, tls.into(), stop.clone(), make));
@@ -181,16 +213,31 @@ impl Server {
                 cluster_cidrs: config.cluster_cidrs.clone(),
                 advertise,
             };
-            (scheduler::start(registry.clone()), controllers::start(registry.clone(), told))
+            (
+                scheduler::start(registry.clone()),
+                controllers::start(registry.clone(), told),
+            )
         });
 
         let admin_kubeconfig = pki.admin_kubeconfig(&local_url(addr));
         let path = config.data_dir.join("admin.kubeconfig");
-        if let Err(error) = files::write_if_changed(&path, admin_kubeconfig.as_bytes(), files::PRIVATE) {
+        if let Err(error) =
+            files::write_if_changed(&path, admin_kubeconfig.as_bytes(), files::PRIVATE)
+        {
             tracing::error!(path = %path.display(), %error, "the administrator's kubeconfig was not written");
         }
         tracing::info!(%addr, %advertise, "the Kubernetes API is served");
-        Ok(Server { addr, advertise, admin_kubeconfig, pki, registry, store, stop, serving, control })
+        Ok(Server {
+            addr,
+            advertise,
+            admin_kubeconfig,
+            pki,
+            registry,
+            store,
+            stop,
+            serving,
+            control,
+        })
     }
 
     /// The address HTTPS listens on, with the real port.
@@ -254,7 +301,11 @@ fn health(pki: &Arc<Pki>) -> Health {
     let pki = pki.clone();
     Health::default().with("serving-certificate", move || {
         let over = pki.serving_until() <= jiff::Timestamp::now();
-        if over { Err("the serving certificate is no longer valid".to_owned()) } else { Ok(()) }
+        if over {
+            Err("the serving certificate is no longer valid".to_owned())
+        } else {
+            Ok(())
+        }
     })
 }
 
@@ -280,7 +331,9 @@ async fn renew(pki: Arc<Pki>, stop: CancellationToken) {
         let pki = pki.clone();
         match tokio::task::spawn_blocking(move || pki.renew()).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!("certificates were not renewed: {error:#}; make the data directory writable"),
+            Ok(Err(error)) => tracing::error!(
+                "certificates were not renewed: {error:#}; make the data directory writable"
+            ),
             Err(error) => tracing::error!(%error, "certificates were not renewed"),
         }
     }

@@ -41,8 +41,15 @@ pub struct Serving(RwLock<Arc<CertifiedKey>>);
 impl Serving {
     /// The end of its time.
     fn until(&self) -> Timestamp {
-        let key = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let info = key.cert.first().and_then(|der| CertInfo::from_der(der).ok());
+        let key = self
+            .0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let info = key
+            .cert
+            .first()
+            .and_then(|der| CertInfo::from_der(der).ok());
         info.map_or(Timestamp::MIN, |info| info.not_after)
     }
 }
@@ -238,7 +245,9 @@ fn ensure(
     let identity = make().with_context(|| format!("making the certificate {name}"))?;
     if let Err(error) = save(dir, name, &identity) {
         // The disk may be full or read-only: what is in memory serves as well until the next start.
-        tracing::error!("{error:#}; the new certificate {name} is used, but lost with this process");
+        tracing::error!(
+            "{error:#}; the new certificate {name} is used, but lost with this process"
+        );
     }
     Ok(identity)
 }

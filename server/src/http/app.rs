@@ -155,7 +155,10 @@ impl App {
         }
         let app = call.app.clone();
         let Ok(_place) = app.places.try_acquire() else {
-            return Err(Status::too_many_requests("Too many requests, please try again later.", 1));
+            return Err(Status::too_many_requests(
+                "Too many requests, please try again later.",
+                1,
+            ));
         };
         let work = async move {
             if call.info.is_resource {

@@ -61,11 +61,16 @@ pub async fn read(headers: &HeaderMap, body: Incoming) -> Result<Bytes, Status> 
     let mut body = body;
     let mut whole = BytesMut::new();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| Status::bad_request(format!("reading the body: {error}")))?;
-        let Ok(data) = frame.into_data() else { continue };
+        let frame =
+            frame.map_err(|error| Status::bad_request(format!("reading the body: {error}")))?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
         if whole.len() + data.len() > LIMIT {
             drain(body).await;
-            return Err(Status::request_entity_too_large(format!("limit is {LIMIT}")));
+            return Err(Status::request_entity_too_large(format!(
+                "limit is {LIMIT}"
+            )));
         }
         if whole.is_empty() && body.is_end_stream() {
             // Most bodies come in one piece.

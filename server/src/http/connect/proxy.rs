@@ -246,9 +246,15 @@ mod tests {
     fn the_proxied_path_is_passed_on_as_it_came() {
         let rest = |path| raw_rest(path, true);
         assert_eq!(rest("/api/v1/namespaces/a/pods/x/proxy/a%2Fb/"), "/a%2Fb/");
-        assert_eq!(rest("/api/v1/namespaces/proxy/pods/proxy/proxy/proxy"), "/proxy");
+        assert_eq!(
+            rest("/api/v1/namespaces/proxy/pods/proxy/proxy/proxy"),
+            "/proxy"
+        );
         assert_eq!(rest("/api/v1/namespaces/a/pods/x/proxy"), "");
-        assert_eq!(raw_rest("/api/v1/nodes/box-1/proxy/metrics", false), "/metrics");
+        assert_eq!(
+            raw_rest("/api/v1/nodes/box-1/proxy/metrics", false),
+            "/metrics"
+        );
     }
 
     #[test]

@@ -77,9 +77,11 @@ pub async fn openapi(call: &Call, parts: &[&str]) -> Answer {
                 .get_all(ACCEPT)
                 .iter()
                 .filter_map(|v| v.to_str().ok());
-            let protobuf = accept
-                .flat_map(|v| v.split(','))
-                .any(|clause| clause.trim().starts_with(media::V2_PROTOBUF));
+            let protobuf = accept.flat_map(|v| v.split(',')).any(|clause| {
+                media::V2_PROTOBUF_NAMES
+                    .iter()
+                    .any(|name| clause.trim().starts_with(name))
+            });
             if is_known(call, &hash) {
                 return Ok(not_modified(&hash));
             }

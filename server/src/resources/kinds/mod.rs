@@ -159,11 +159,6 @@ impl Kind {
         self
     }
 
-    pub fn verbs(mut self, verbs: Verbs) -> Self {
-        self.0.verbs = verbs;
-        self
-    }
-
     pub fn columns(mut self, columns: Vec<Column>) -> Self {
         self.0.columns = columns;
         self

@@ -71,24 +71,24 @@ fn cannot_be_handled(version: &str, kind: &str, why: &str) -> Status {
 /// Reads JSON. Trailing text is an error.
 pub fn decode_json(ty: &Ty, body: &[u8]) -> Result<Decoded, DecodeError> {
     let mut deserializer = serde_json::Deserializer::from_slice(body);
-    let decoded = run(ty, &mut deserializer)?;
-    deserializer
-        .end()
-        .map_err(|e| DecodeError::Syntax(e.to_string()))?;
-    Ok(decoded)
+    let decoded =
+        read(ty, &mut deserializer).and_then(|decoded| deserializer.end().map(|()| decoded));
+    decoded.map_err(|e| DecodeError::Syntax(go_syntax_error(&e, body)))?
 }
 
 /// Reads one YAML document.
 pub fn decode_yaml(ty: &Ty, body: &[u8]) -> Result<Decoded, DecodeError> {
-    run(ty, serde_yaml_ng::Deserializer::from_slice(body))
+    read(ty, serde_yaml_ng::Deserializer::from_slice(body))
+        .map_err(|e| DecodeError::Syntax(e.to_string()))?
 }
 
 /// Checks a value that is already parsed.
 pub fn decode_value(ty: &Ty, value: Value) -> Result<Decoded, DecodeError> {
-    run(ty, value)
+    read(ty, value).map_err(|e| DecodeError::Syntax(e.to_string()))?
 }
 
-fn run<'de, D>(ty: &Ty, deserializer: D) -> Result<Decoded, DecodeError>
+/// Reads a whole body. The outer error is of syntax, the inner one of types.
+fn read<'de, D>(ty: &Ty, deserializer: D) -> Result<Result<Decoded, DecodeError>, D::Error>
 where
     D: Deserializer<'de>,
 {
@@ -99,16 +99,70 @@ where
         owner: None,
         notes: &notes,
     };
-    let value = seed
-        .deserialize(deserializer)
-        .map_err(|e| DecodeError::Syntax(e.to_string()))?;
+    let value = seed.deserialize(deserializer)?;
     if let Some(error) = notes.error.into_inner() {
-        return Err(DecodeError::Type(error));
+        return Ok(Err(DecodeError::Type(error)));
     }
-    Ok(Decoded {
+    Ok(Ok(Decoded {
         value: value.unwrap_or_default(),
         strict: notes.strict.into_inner(),
-    })
+    }))
+}
+
+/// A syntax error in the words of Go's decoder, and how the body begins.
+fn go_syntax_error(error: &serde_json::Error, body: &[u8]) -> String {
+    let text = error.to_string();
+    // serde_json counts the bytes of the line that it has read, the offending one included.
+    let line_start: usize = body
+        .split_inclusive(|b| *b == b'\n')
+        .take(error.line().saturating_sub(1))
+        .map(<[u8]>::len)
+        .sum();
+    let at = (line_start + error.column()).saturating_sub(1);
+    let offender = body
+        .get(at..)
+        .map(|rest| String::from_utf8_lossy(&rest[..rest.len().min(4)]).into_owned());
+    let offender = offender.and_then(|rest| rest.chars().next());
+    let place = [
+        ("expected value", "looking for beginning of value"),
+        (
+            "key must be a string",
+            "looking for beginning of object key string",
+        ),
+        ("trailing comma", "looking for beginning of value"),
+        ("expected `:`", "after object key"),
+        ("expected `,` or `}`", "after object key:value pair"),
+        ("expected `,` or `]`", "after array element"),
+        ("trailing characters", "after top-level value"),
+        ("control character", "in string literal"),
+        ("invalid escape", "in string escape code"),
+        ("expected ident", "in literal"),
+        ("invalid number", "in numeric literal"),
+    ]
+    .iter()
+    .find(|(ours, _)| text.starts_with(ours));
+    let text = match (place, offender) {
+        _ if error.is_eof() => "unexpected end of JSON input".to_owned(),
+        (Some((_, place)), Some(offender)) => format!("invalid character {offender:?} {place}"),
+        _ => text,
+    };
+    format!("{text} ({})", summary(body))
+}
+
+/// How a body begins: as text if it looks like JSON.
+fn summary(body: &[u8]) -> String {
+    const SHOWN: usize = 30;
+    let shown = &body[..body.len().min(SHOWN)];
+    let text = match body.first() {
+        None => return "<empty>".into(),
+        Some(b'{') => String::from_utf8_lossy(shown).into_owned(),
+        Some(_) => shown.iter().map(|b| format!("{b:02x}")).collect(),
+    };
+    if body.len() > SHOWN {
+        format!("{text} ...")
+    } else {
+        text
+    }
 }
 
 /// Where we are in the body; lives on the stack, costs nothing until printed.

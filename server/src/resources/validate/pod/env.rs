@@ -266,7 +266,7 @@ pub fn downward_files(list: &[Value], path: &FieldPath, errors: &mut Errors) {
             (Some(field), Some(_)) => {
                 field_ref(&path.child("fieldRef"), field, FIELDS_IN_FILES, errors);
                 let why = "fieldRef and resourceFieldRef can not be specified simultaneously";
-                errors.push(FieldError::invalid(&path, "resource", why));
+                errors.push(FieldError::invalid(path, "resource", why));
             }
             (None, None) => {
                 errors.push(FieldError::required(

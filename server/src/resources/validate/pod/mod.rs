@@ -149,8 +149,11 @@ pub fn pod_spec(spec: &Value, path: &FieldPath, place: Where) -> Errors {
     errors
 }
 
+/// Gives what is wrong with a name.
+type NameRule = fn(&str) -> Vec<String>;
+
 /// Fields that are names of something.
-const NAMES: &[(&str, fn(&str) -> Vec<String>)] = &[
+const NAMES: &[(&str, NameRule)] = &[
     ("serviceAccountName", names::dns1123_subdomain),
     ("nodeName", names::dns1123_subdomain),
     ("hostname", names::dns1123_label),

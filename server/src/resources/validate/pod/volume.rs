@@ -158,10 +158,8 @@ fn one_source(kind: &str, source: &Value, path: &FieldPath, errors: &mut Errors)
                 );
             }
         }
-        "ephemeral" => {
-            if source.get("volumeClaimTemplate").is_none() {
-                errors.push(FieldError::required(path.child("volumeClaimTemplate"), ""));
-            }
+        "ephemeral" if source.get("volumeClaimTemplate").is_none() => {
+            errors.push(FieldError::required(path.child("volumeClaimTemplate"), ""));
         }
         "image" => {
             required(path, source, &["reference"], errors);

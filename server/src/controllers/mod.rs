@@ -7,24 +7,29 @@
 //! Reading is from the in-process cache. A write through the registry is in the cache when it returns, so that a controller sees its
 //! own writes the next time it looks.
 
+mod claims;
+mod memo;
 mod namespace_defaults;
 mod node_ipam;
 mod node_lifecycle;
+mod pod_control;
+mod pods;
 mod queue;
+mod replica_set;
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use amphipod_api::Status;
+use amphipod_api::{LabelSelector, Status};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::warn;
 
 use crate::auth::UserInfo;
-use crate::cache::{Event, Object, Table};
+use crate::cache::{Event, Meta, Object, Table};
 use crate::events::Recorder;
 use crate::registry::{Context, Registry};
 
@@ -71,6 +76,35 @@ pub fn itself(_: &Tools, event: &Event) -> Vec<Key> {
         &event.object.meta.namespace,
         &event.object.meta.name,
     )]
+}
+
+/// The object that manages one, if it is of this group and kind; in any version.
+pub fn controller_key(meta: &Meta, group: &str, kind: &str) -> Option<Key> {
+    let controller = meta.controller()?;
+    let have = controller
+        .api_version
+        .split_once('/')
+        .map_or("", |(group, _)| group);
+    (controller.kind == kind && have == group).then(|| Key::new(&meta.namespace, &controller.name))
+}
+
+/// `spec.selector` of an object; `None` if there is none that can be read.
+pub fn selector_of(object: &Object) -> Option<LabelSelector> {
+    #[derive(serde::Deserialize)]
+    struct Selecting {
+        spec: Spec,
+    }
+    #[derive(serde::Deserialize)]
+    struct Spec {
+        selector: serde_json::Value,
+    }
+    let selecting: Selecting = object.typed().ok()?;
+    LabelSelector::from_object(&selecting.spec.selector).ok()
+}
+
+/// Counts of a status are left out when they are zero.
+pub fn some(count: i32) -> Option<i32> {
+    (count != 0).then_some(count)
 }
 
 /// What went wrong: a refusal by the API, or an object that does not decode.
@@ -145,6 +179,7 @@ fn all() -> Vec<Arc<dyn Controller>> {
         Arc::new(namespace_defaults::NamespaceDefaults),
         Arc::new(node_ipam::NodeIpam::default()),
         Arc::new(node_lifecycle::NodeLifecycle),
+        Arc::new(replica_set::ReplicaSets::default()),
     ]
 }
 

@@ -31,17 +31,35 @@ impl Controller for NamespaceDefaults {
 
 /// The namespace of an object that this controller made and somebody changed or deleted.
 fn namespace_of(event: &Event, name: &str) -> Vec<Key> {
-    if *event.object.meta.name == *name { vec![Key::new("", &event.object.meta.namespace)] } else { Vec::new() }
+    if *event.object.meta.name == *name {
+        vec![Key::new("", &event.object.meta.namespace)]
+    } else {
+        Vec::new()
+    }
 }
 
 async fn reconcile(tools: &Tools, namespace: &str) -> Result<Outcome> {
-    let Some(object) = tools.table("namespaces").get("", namespace) else { return Ok(Outcome::Done) };
+    let Some(object) = tools.table("namespaces").get("", namespace) else {
+        return Ok(Outcome::Done);
+    };
     if object.meta.is_deleting() {
         return Ok(Outcome::Done);
     }
-    if tools.table("serviceaccounts").get(namespace, ACCOUNT).is_none() {
+    if tools
+        .table("serviceaccounts")
+        .get(namespace, ACCOUNT)
+        .is_none()
+    {
         let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": ACCOUNT, "namespace": namespace}});
-        unless_there(tools.registry.create(&tools.context("serviceaccounts", namespace)?, account.into()).await)?;
+        unless_there(
+            tools
+                .registry
+                .create(
+                    &tools.context("serviceaccounts", namespace)?,
+                    account.into(),
+                )
+                .await,
+        )?;
     }
     let data = json!({"ca.crt": tools.config.ca_pem});
     let context = tools.context("configmaps", namespace)?;

@@ -18,7 +18,10 @@ pub struct Key {
 
 impl Key {
     pub fn new(namespace: &str, name: &str) -> Key {
-        Key { namespace: namespace.to_owned(), name: name.to_owned() }
+        Key {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        }
     }
 }
 
@@ -65,7 +68,12 @@ impl WorkQueue {
 
     /// The next key to look at; [`WorkQueue::done`] must follow.
     pub fn take(&mut self, now: Instant) -> Option<Key> {
-        while let Some((when, key)) = self.delayed.first().cloned().filter(|(when, _)| *when <= now) {
+        while let Some((when, key)) = self
+            .delayed
+            .first()
+            .cloned()
+            .filter(|(when, _)| *when <= now)
+        {
             self.delayed.remove(&(when, key.clone()));
             self.due.remove(&key);
             self.add(key);
@@ -96,7 +104,9 @@ impl WorkQueue {
             Outcome::Failed => {
                 let failures = self.failures.entry(key.clone()).or_default();
                 *failures += 1;
-                let pause = FIRST_PAUSE.saturating_mul(1 << (*failures - 1).min(20)).min(LONGEST_PAUSE);
+                let pause = FIRST_PAUSE
+                    .saturating_mul(1 << (*failures - 1).min(20))
+                    .min(LONGEST_PAUSE);
                 self.add_at(key.clone(), now + pause);
             }
         }

@@ -88,7 +88,9 @@ pub fn set(node: &mut Value, evict: bool, now: Timestamp) -> bool {
         .collect();
     for want in &wanted {
         if !taints.iter().any(|taint| is(taint, want)) {
-            taints.push(json!({"key": want.0, "effect": want.1, "timeAdded": time::format_time(now)}));
+            taints.push(
+                json!({"key": want.0, "effect": want.1, "timeAdded": time::format_time(now)}),
+            );
         }
     }
     if taints == have {

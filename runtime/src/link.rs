@@ -123,13 +123,12 @@ impl Link {
                     if let Ok(reply) = &result {
                         seen(reply);
                     }
-                    if let Some(waiting) = lock(&self.waiting).as_mut() {
-                        if let Some(sender) = waiting.get(&seq) {
-                            let single = sender.is_closed();
-                            let _ = sender.send((result, fds));
-                            if last || single {
-                                waiting.remove(&seq);
-                            }
+                    if let Some(waiting) = lock(&self.waiting).as_mut()
+                        && let Some(sender) = waiting.get(&seq)
+                    {
+                        let abandoned = sender.send((result, fds)).is_err();
+                        if last || abandoned {
+                            waiting.remove(&seq);
                         }
                     }
                 }
@@ -156,7 +155,7 @@ pub(crate) fn error(wire: WireError) -> Error {
 }
 
 /// Starts a keeper and waits until it listens. Blocks.
-pub(crate) fn start_keeper(program: &Path, config: &KeeperConfig) -> Result<i32> {
+pub(crate) fn start_keeper(program: &Path, config: &KeeperConfig) -> Result<()> {
     use std::io::BufRead;
     use std::os::unix::process::CommandExt;
     let what = || format!("start the container keeper {}", program.display());
@@ -192,7 +191,7 @@ pub(crate) fn start_keeper(program: &Path, config: &KeeperConfig) -> Result<i32>
         )));
     }
     // Reaped by the supervisor.
-    Ok(child.id() as i32)
+    Ok(())
 }
 
 /// Raw numbers of descriptors that the caller keeps open.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use crate::cgroup::Cgroups;
 use crate::error::{Error, IoContext, Result};
 use crate::keeper::RootPlan;
 use crate::process::ProcessPlan;
@@ -26,10 +27,12 @@ pub(crate) struct Host {
     /// Hard limits by resource number.
     pub rlimits: BTreeMap<i32, u64>,
     pub unified_cgroups: bool,
+    /// Version 1 hierarchies: name in /sys/fs/cgroup, and where it is mounted.
+    pub hierarchies: Vec<(String, PathBuf)>,
 }
 
 impl Host {
-    pub(crate) fn detect(unified_cgroups: bool) -> Result<Self> {
+    pub(crate) fn detect(cgroups: &Cgroups) -> Result<Self> {
         let what = || "learn what this process may do".to_string();
         let effective = caps::from_status("CapEff").context(what)?;
         let mut rlimits = BTreeMap::new();
@@ -50,7 +53,8 @@ impl Host {
                 .and_then(|s| s.trim().parse().ok())
                 .unwrap_or(0),
             rlimits,
-            unified_cgroups,
+            unified_cgroups: cgroups.unified(),
+            hierarchies: cgroups.hierarchies(),
         })
     }
 }
@@ -98,6 +102,8 @@ const READONLY: [&str; 5] = [
     "/proc/sys",
     "/proc/sysrq-trigger",
 ];
+
+const CGROUP_MOUNT: &str = "/sys/fs/cgroup";
 
 /// What a container takes from its sandbox.
 #[derive(Debug, Clone)]
@@ -336,12 +342,17 @@ pub(crate) fn config(
     host: &Host,
     around: &Surroundings<'_>,
 ) -> Result<Value> {
+    let mut readonly_paths = paths(spec, spec.readonly_paths.as_deref(), &READONLY);
+    if !host.unified_cgroups && !spec.privileged {
+        // The tmpfs that holds the hierarchies' mount points.
+        readonly_paths.push(CGROUP_MOUNT.into());
+    }
     let mut linux = json!({
         "namespaces": namespaces(spec, host, around),
         "cgroupsPath": around.cgroup,
         "resources": { "devices": device_rules(spec)? },
         "maskedPaths": paths(spec, spec.masked_paths.as_deref(), &MASKED),
-        "readonlyPaths": paths(spec, spec.readonly_paths.as_deref(), &READONLY),
+        "readonlyPaths": readonly_paths,
         "devices": devices(spec)?,
     });
     if !spec.sysctls.is_empty() {
@@ -371,7 +382,7 @@ pub(crate) fn config(
             "oomScoreAdj": plan.oom_score_adj.unwrap_or(0),
         },
         "root": { "path": around.run.join(crate::keeper::ROOT_DIRECTORY), "readonly": spec.read_only_root },
-        "mounts": mounts(spec, around),
+        "mounts": mounts(spec, host, around),
         "linux": linux,
     }))
 }
@@ -409,7 +420,7 @@ fn paths(spec: &ContainerSpec, chosen: Option<&[String]>, default: &[&str]) -> V
     }
 }
 
-fn mounts(spec: &ContainerSpec, around: &Surroundings<'_>) -> Vec<Value> {
+fn mounts(spec: &ContainerSpec, host: &Host, around: &Surroundings<'_>) -> Vec<Value> {
     let rw = if spec.privileged { "rw" } else { "ro" };
     let standard = [
         ("/proc", "proc", "proc", vec!["nosuid", "noexec", "nodev"]),
@@ -444,12 +455,6 @@ fn mounts(spec: &ContainerSpec, around: &Surroundings<'_>) -> Vec<Value> {
             "sysfs",
             vec!["nosuid", "noexec", "nodev", rw],
         ),
-        (
-            "/sys/fs/cgroup",
-            "cgroup",
-            "cgroup",
-            vec!["nosuid", "noexec", "nodev", "relatime", rw],
-        ),
     ];
     let own = |path: &str| spec.mounts.iter().any(|m| m.destination == Path::new(path));
     let mut list: Vec<Value> = standard
@@ -459,6 +464,9 @@ fn mounts(spec: &ContainerSpec, around: &Surroundings<'_>) -> Vec<Value> {
             json!({"destination": path, "type": kind, "source": source, "options": options})
         })
         .collect();
+    if !own(CGROUP_MOUNT) {
+        list.extend(cgroup_mounts(host, around, rw));
+    }
     if !own("/dev/shm") {
         list.push(json!({
             "destination": "/dev/shm", "type": "bind", "source": around.shm,
@@ -469,6 +477,32 @@ fn mounts(spec: &ContainerSpec, around: &Surroundings<'_>) -> Vec<Value> {
     let mut sorted: Vec<&Mount> = spec.mounts.iter().collect();
     sorted.sort_by_key(|m| m.destination.components().count());
     list.extend(sorted.into_iter().map(mount));
+    list
+}
+
+/// Of version 1, the container's own groups by bind mounts: libcontainer's way of doing so breaks where a PID namespace is joined (it
+/// takes its number there for one in the host's /proc).
+fn cgroup_mounts(host: &Host, around: &Surroundings<'_>, rw: &str) -> Vec<Value> {
+    let options = ["nosuid", "noexec", "nodev", "relatime"];
+    let with = |more: &[&str]| -> Vec<String> {
+        let all = options.iter().chain(more);
+        all.map(|o| o.to_string()).collect()
+    };
+    if host.unified_cgroups {
+        return vec![json!({
+            "destination": CGROUP_MOUNT, "type": "cgroup", "source": "cgroup", "options": with(&[rw]),
+        })];
+    }
+    let mut list = vec![json!({
+        "destination": CGROUP_MOUNT, "type": "tmpfs", "source": "tmpfs", "options": with(&["mode=755", "size=64k"]),
+    })];
+    for (name, directory) in &host.hierarchies {
+        list.push(json!({
+            "destination": format!("{CGROUP_MOUNT}/{name}"), "type": "bind",
+            "source": directory.join(around.cgroup.trim_start_matches('/')),
+            "options": with(&["bind", rw]),
+        }));
+    }
     list
 }
 
@@ -606,6 +640,7 @@ mod tests {
             oom_score_adj: 0,
             rlimits: [(libc::RLIMIT_NOFILE as i32, 1000)].into(),
             unified_cgroups: false,
+            hierarchies: vec![("cpu".into(), "/sys/fs/cgroup/cpu,cpuacct".into())],
         }
     }
 
@@ -683,16 +718,10 @@ mod tests {
             .iter()
             .map(|m| m["destination"].as_str().unwrap())
             .collect();
-        let standard = [
-            "/proc",
-            "/dev",
-            "/dev/pts",
-            "/dev/mqueue",
-            "/sys",
-            "/sys/fs/cgroup",
-        ];
-        assert_eq!(destinations[..6], standard);
-        assert_eq!(destinations[6..], ["/a", "/a/b", "/dev/shm"]);
+        let standard = ["/proc", "/dev", "/dev/pts", "/dev/mqueue", "/sys"];
+        assert_eq!(destinations[..5], standard);
+        assert_eq!(destinations[5..7], ["/sys/fs/cgroup", "/sys/fs/cgroup/cpu"]);
+        assert_eq!(destinations[7..], ["/a", "/a/b", "/dev/shm"]);
     }
 
     #[test]

@@ -474,7 +474,7 @@ impl Place {
             .context(what)?;
         }
         let cgroups = Cgroups::detect()?;
-        let host = Host::detect(cgroups.unified())?;
+        let host = Host::detect(&cgroups)?;
         cgroups.ensure(&cgroup_root)?;
         Ok(Place {
             keeper,

@@ -3,7 +3,7 @@
 //! One task owns all of it: it reads what the keeper says, holds copies of the containers' descriptors, and when the keeper dies, reaps the
 //! orphans (we are their sub-reaper), starts a new keeper and hands it everything.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -26,7 +26,6 @@ const RETRY: Duration = Duration::from_secs(2);
 /// Copies of what the keeper has of one container.
 #[derive(Debug)]
 struct Stashed {
-    pid: i32,
     held: Held,
     fds: Vec<OwnedFd>,
 }
@@ -51,8 +50,6 @@ pub(crate) struct Shared {
     /// Entered by the supervisor when the reply passes, so that an exit right behind it finds its entry.
     execs: Mutex<HashMap<u64, ExecEntry>>,
     stash: Mutex<BTreeMap<String, Stashed>>,
-    /// Processes that may have become our children; written by the supervisor.
-    orphans: Mutex<BTreeSet<i32>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -68,7 +65,6 @@ impl Shared {
             events: broadcast::Sender::new(1024),
             execs: Mutex::default(),
             stash: Mutex::default(),
-            orphans: Mutex::default(),
         }
     }
 
@@ -118,10 +114,8 @@ impl Shared {
         match message {
             Message::Reply { .. } => {}
             Message::ExecExited { exec_id, status } => self.exec_ended(exec_id, status),
-            Message::Stash { id, pid, held } => {
-                // It may be our child: of a keeper that died under an earlier handle in this process.
-                lock(&self.orphans).insert(pid);
-                lock(&self.stash).insert(id, Stashed { pid, held, fds });
+            Message::Stash { id, held, .. } => {
+                lock(&self.stash).insert(id, Stashed { held, fds });
             }
             Message::StdinClosed { id } => {
                 if let Some(stashed) = lock(&self.stash).get_mut(&id)
@@ -157,9 +151,7 @@ impl Shared {
             let started =
                 tokio::task::spawn_blocking(move || link::start_keeper(&program, &config)).await;
             match started {
-                Ok(Ok(pid)) => {
-                    lock(&self.orphans).insert(pid);
-                }
+                Ok(Ok(())) => {}
                 // Another process may have been faster; then it is there for the next attempt.
                 Ok(Err(e)) => tracing::debug!(error = %e, "keeper not started"),
                 Err(e) => tracing::debug!(error = %e, "keeper not started"),
@@ -173,33 +165,11 @@ impl Shared {
             })
     }
 
-    /// Collects those of our possible children that have ended.
-    fn reap(&self) -> Vec<(i32, i32)> {
-        let mut ended = Vec::new();
-        lock(&self.orphans).retain(|&pid| {
-            let mut status = 0;
-            // SAFETY: the status lives across the call. Only pids that we know of: others belong to other parts of this program.
-            let got = unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) };
-            if got == pid {
-                ended.push((pid, status));
-            }
-            // Somebody else's child is left to somebody else.
-            got == 0
-        });
-        ended
-    }
-
     /// Gives a new keeper all that its predecessor had.
-    async fn hand_over(&self, link: &Arc<Link>) -> Result<()> {
+    async fn hand_over(self: &Arc<Self>, link: &Arc<Link>) -> Result<()> {
         let stash = std::mem::take(&mut *lock(&self.stash));
-        for stashed in stash.values() {
-            lock(&self.orphans).insert(stashed.pid);
-        }
-        for (id, exec) in lock(&self.execs).iter() {
-            tracing::debug!(exec = id, pid = exec.pid, "command survives its keeper");
-            lock(&self.orphans).insert(exec.pid);
-        }
-        let reaped = self.reap();
+        self.watch_strange_execs();
+        let reaped = reap_orphans();
         for (id, stashed) in stash {
             let op = Op::Adopt {
                 id: id.clone(),
@@ -216,6 +186,21 @@ impl Shared {
         Ok(())
     }
 
+    /// Our commands that a dead keeper has left to somebody else (we are not its parent if we have connected to it later): only their
+    /// pidfds can tell us now.
+    fn watch_strange_execs(self: &Arc<Self>) {
+        for (&id, exec) in lock(&self.execs).iter() {
+            if exec.sender.borrow().is_some() || process::is_child(exec.pid) {
+                continue;
+            }
+            let (shared, pid) = (Arc::clone(self), exec.pid);
+            tokio::spawn(async move {
+                let status = process::wait_stranger(pid).await.unwrap_or(255 << 8);
+                shared.exec_ended(id, status);
+            });
+        }
+    }
+
     async fn report_reaped(&self, link: &Link, pid: i32, status: i32) {
         let exec = lock(&self.execs)
             .iter()
@@ -230,6 +215,21 @@ impl Shared {
             }
         }
     }
+}
+
+/// Reaps what a dead keeper has left to us, its sub-reaper: pid and status of each. All of it, known or not: a PID namespace whose first
+/// process was killed does not end before the last process in it is reaped. Children of other parts of this program are in our own
+/// session, the keeper's are in others.
+fn reap_orphans() -> Vec<(i32, i32)> {
+    let mut ended = Vec::new();
+    for pid in process::ended_children_of_other_sessions() {
+        let mut status = 0;
+        // SAFETY: the status lives across the call.
+        if unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) } == pid {
+            ended.push((pid, status));
+        }
+    }
+    ended
 }
 
 pub(crate) fn exit_of(record: &ExitRecord) -> Exit {
@@ -326,7 +326,7 @@ async fn serve(shared: &Weak<Shared>, link: &Arc<Link>, child_ended: &mut Signal
             }
             _ = child_ended.recv() => {
                 let Some(strong) = shared.upgrade() else { return };
-                let ended = strong.reap();
+                let ended = reap_orphans();
                 if !ended.is_empty() {
                     let link = Arc::clone(link);
                     tokio::spawn(async move {

@@ -108,6 +108,19 @@ impl Cgroups {
         !self.v1.iter().any(|h| !h.controllers.is_empty())
     }
 
+    /// Version 1 hierarchies with controllers, by the names that containers know them by; a shared one under its own name and each controller's.
+    pub(crate) fn hierarchies(&self) -> Vec<(String, PathBuf)> {
+        let mut list = Vec::new();
+        for hierarchy in self.v1.iter().filter(|h| !h.controllers.is_empty()) {
+            list.push((hierarchy.label.clone(), hierarchy.mount.clone()));
+            if hierarchy.controllers.len() > 1 {
+                let each = hierarchy.controllers.iter();
+                list.extend(each.map(|c| (c.clone(), hierarchy.mount.clone())));
+            }
+        }
+        list
+    }
+
     /// The directory of `path` where `controller` rules; `None` if the box has no such controller.
     pub(crate) fn directory(&self, controller: &str, path: &str) -> Option<PathBuf> {
         let mount = if self.unified() {

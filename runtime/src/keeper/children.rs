@@ -222,7 +222,10 @@ impl Confine {
             let flags = MsFlags::from_bits_truncate(*flags as libc::c_ulong);
             mount::propagation(path, flags).map_err(|e| {
                 let text = process::errno_text(&e);
-                Failure(format!("set mount propagation of {}: {text}", path.display()))
+                Failure(format!(
+                    "set mount propagation of {}: {text}",
+                    path.display()
+                ))
             })?;
         }
         process::set_groups(&self.plan.groups)?;

@@ -42,7 +42,10 @@ impl Subscriber for FirstError {
             let mut text = Text::default();
             event.record(&mut text);
             let text = format!("{}{}", text.message, text.fields);
-            tell(RESULT.load(Ordering::Relaxed), &ChildMessage::Detail { text });
+            tell(
+                RESULT.load(Ordering::Relaxed),
+                &ChildMessage::Detail { text },
+            );
         });
     }
 

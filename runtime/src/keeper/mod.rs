@@ -217,14 +217,17 @@ fn take_lock(path: &Path) -> io::Result<OwnedFd> {
         .truncate(false)
         .write(true)
         .open(path)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file.into()),
-        Err(fs::TryLockError::WouldBlock) => Err(io::Error::new(
-            io::ErrorKind::AddrInUse,
-            "another keeper is alive",
-        )),
-        Err(fs::TryLockError::Error(e)) => Err(e),
+    // SAFETY: integers only. The lock lasts as long as the descriptor, also over an execve.
+    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+        return Ok(file.into());
     }
+    let error = io::Error::last_os_error();
+    Err(match error.kind() {
+        io::ErrorKind::WouldBlock => {
+            io::Error::new(io::ErrorKind::AddrInUse, "another keeper is alive")
+        }
+        _ => error,
+    })
 }
 
 fn raise_nofile() -> io::Result<libc::rlimit> {
@@ -472,8 +475,7 @@ impl Keeper {
                 .get(&index)
                 .is_some_and(|c| c.status_deadline.is_some_and(|at| at <= now));
             if lost {
-                // 255, as the kubelet has it for what it cannot know.
-                self.note_exit(index, 255 << 8, true);
+                self.note_lost(index);
             }
         }
     }
@@ -681,6 +683,11 @@ impl Keeper {
             container.status_deadline = None;
             self.exited.push((index, status, lost));
         }
+    }
+
+    /// 255 is the kubelet's code for what it cannot know.
+    fn note_lost(&mut self, index: u32) {
+        self.note_exit(index, 255 << 8, true);
     }
 
     /// Completes the exits noticed in this round: output drained, record on disk (one sync for all), then told.

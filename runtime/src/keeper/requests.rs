@@ -147,6 +147,16 @@ impl Keeper {
             }
             let _ = self.watch_outputs(index);
         }
+        // Who is gone and was not told about will not be told about.
+        let gone: Vec<u32> = self
+            .containers
+            .iter()
+            .filter(|(_, c)| c.life.exit.is_none() && !c.is_child && c.pidfd.is_none())
+            .map(|(index, _)| *index)
+            .collect();
+        for index in gone {
+            self.note_lost(index);
+        }
         self.reply(client, seq, Ok(Reply::Done));
     }
 

@@ -75,6 +75,8 @@ impl Keeper {
         self.refuse(client, seq, WireErrorKind::Invalid, text);
     }
 
+    // 32-bit systems have narrower limits.
+    #[allow(clippy::unnecessary_cast)]
     fn hand_over(&self, asked: (u64, u64)) -> Handover {
         let raw = |fd: &Option<OwnedFd>| fd.as_ref().map(AsRawFd::as_raw_fd);
         let containers = self

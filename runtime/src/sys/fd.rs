@@ -59,12 +59,3 @@ fn close_range(first: u32, last: u32) {
         }
     }
 }
-
-/// How many bytes wait in a pipe or terminal.
-#[cfg(test)]
-pub(crate) fn bytes_waiting(fd: BorrowedFd<'_>) -> usize {
-    let mut n: libc::c_int = 0;
-    // SAFETY: FIONREAD writes one int.
-    unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut n) };
-    usize::try_from(n).unwrap_or(0)
-}

@@ -72,6 +72,50 @@ pub(crate) fn start_ticks(pid: i32) -> Option<u64> {
     after_name.split(' ').nth(19)?.parse().ok()
 }
 
+/// State, parent and session of a process: proc_pid_stat(5), fields 3, 4 and 6.
+fn relations(pid: i32) -> Option<(char, i32, i32)> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = stat[stat.rfind(')')? + 2..].split(' ');
+    let state = fields.next()?.chars().next()?;
+    let parent = fields.next()?.parse().ok()?;
+    let session = fields.nth(1)?.parse().ok()?;
+    Some((state, parent, session))
+}
+
+pub(crate) fn is_child(pid: i32) -> bool {
+    relations(pid).is_some_and(|(_, parent, _)| parent == std::process::id() as i32)
+}
+
+/// Children of ours that wait to be reaped and are not of our session.
+pub(crate) fn ended_children_of_other_sessions() -> Vec<i32> {
+    let me = std::process::id() as i32;
+    let own_session = relations(me).map_or(0, |(_, _, session)| session);
+    let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+        .filter(|&pid| {
+            relations(pid).is_some_and(|(state, parent, session)| {
+                state == 'Z' && parent == me && session != own_session
+            })
+        })
+        .collect()
+}
+
+/// Waits for a process that is not our child; its status, if the kernel tells it to us.
+pub(crate) async fn wait_stranger(pid: i32) -> Option<i32> {
+    let pidfd = pidfd_open(pid).ok()?;
+    // SAFETY: an OwnedFd tells the same open descriptor until dropped.
+    let pidfd = unsafe { tokio::io::unix::AsyncFd::register(pidfd) }.ok()?;
+    loop {
+        let mut ready = pidfd.readable().await.ok()?;
+        if let Some(status) = pidfd_exit_status(std::os::fd::AsFd::as_fd(pidfd.get_ref())) {
+            return Some(status);
+        }
+        // It has ended but is not reaped yet: that is the next edge. Or nobody will ever know.
+        relations(pid)?;
+        ready.clear_ready();
+    }
+}
+
 /// Is this very process still there (zombies count)?
 pub(crate) fn is_same(pid: i32, ticks: u64) -> bool {
     pid > 0 && start_ticks(pid) == Some(ticks)

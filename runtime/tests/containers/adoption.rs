@@ -26,7 +26,10 @@ pub async fn containers_and_exit_codes_survive_the_keeper(b: Boxed<Box>) {
     (spec.stdin, spec.stdin_once) = (true, true);
     b.start(&spec).await;
     b.output("done", "exit 0").await;
-    b.runtime.create_container(&b.shell("waits", "exit 6")).await.unwrap();
+    b.runtime
+        .create_container(&b.shell("waits", "exit 6"))
+        .await
+        .unwrap();
     let pid = running(&b.runtime, "c").await;
     lose_keeper(&b).await;
     assert_eq!(running(&b.runtime, "c").await, pid, "no container notices");
@@ -35,7 +38,15 @@ pub async fn containers_and_exit_codes_survive_the_keeper(b: Boxed<Box>) {
     assert_eq!(b.exec("c", &["sh", "-c", "exit 4"]).await.0, 4);
     b.runtime.start_container("waits").await.unwrap();
     assert_eq!(b.wait("waits").await.code, 6);
-    b.runtime.attach("c").await.unwrap().stdin.unwrap().end().await.unwrap();
+    b.runtime
+        .attach("c")
+        .await
+        .unwrap()
+        .stdin
+        .unwrap()
+        .end()
+        .await
+        .unwrap();
     let exit = b.wait("c").await;
     assert_eq!((exit.code, exit.lost), (9, false));
     // And once more.
@@ -49,7 +60,11 @@ pub async fn containers_and_exit_codes_survive_the_keeper(b: Boxed<Box>) {
 
 pub async fn an_exit_while_there_is_no_keeper_is_not_lost(b: Boxed<Box>) {
     for n in 0..5 {
-        b.start(&b.shell(&format!("c{n}"), &format!("while [ ! -e /dev/shm/go ]; do sleep 0.01; done; exit 1{n}"))).await;
+        b.start(&b.shell(
+            &format!("c{n}"),
+            &format!("while [ ! -e /dev/shm/go ]; do sleep 0.01; done; exit 1{n}"),
+        ))
+        .await;
     }
     // The keeper is stopped, so that it cannot notice, and then killed.
     let keeper = b.runtime.keeper_pid();
@@ -72,7 +87,11 @@ pub async fn an_exit_while_there_is_no_keeper_is_not_lost(b: Boxed<Box>) {
 }
 
 pub async fn logs_go_on_after_the_keeper_died(b: Boxed<Box>) {
-    b.start(&b.shell("c", "i=0; while [ $i -lt 300 ]; do echo line $i; i=$((i+1)); sleep 0.005; done")).await;
+    b.start(&b.shell(
+        "c",
+        "i=0; while [ $i -lt 300 ]; do echo line $i; i=$((i+1)); sleep 0.005; done",
+    ))
+    .await;
     until("it has begun", || b.log("c").lines().count() > 10).await;
     lose_keeper(&b).await;
     let exit = b.wait("c").await;
@@ -84,22 +103,42 @@ pub async fn logs_go_on_after_the_keeper_died(b: Boxed<Box>) {
 pub async fn a_running_command_survives_the_keeper(b: Boxed<Box>) {
     b.start(&b.shell("c", "exec sleep 1000")).await;
     let spec = ExecSpec {
-        args: ["sh", "-c", "read x; echo got $x; exit 3"].map(String::from).to_vec(),
+        args: ["sh", "-c", "read x; echo got $x; exit 3"]
+            .map(String::from)
+            .to_vec(),
         stdin: true,
         ..ExecSpec::default()
     };
     let mut session = b.runtime.exec("c", &spec).await.unwrap();
     lose_keeper(&b).await;
     let mut stdin = session.stdin.take().unwrap();
-    tokio::io::AsyncWriteExt::write_all(&mut stdin, b"it\n").await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut stdin, b"it\n")
+        .await
+        .unwrap();
     let (code, out, _) = support::finish(session).await;
     assert_eq!((code, out.as_str()), (3, "got it\n"));
+}
+
+pub async fn a_forgotten_command_does_not_hold_up_its_container(b: Boxed<Box>) {
+    b.start(&b.shell("c", "exec sleep 1000")).await;
+    let spec = ExecSpec {
+        args: ["sleep", "1000"].map(String::from).to_vec(),
+        ..ExecSpec::default()
+    };
+    drop(b.runtime.exec("c", &spec).await.unwrap());
+    lose_keeper(&b).await;
+    // The kernel ends a PID namespace only when all in it are reaped, whoever their parent is.
+    b.runtime.kill("c", 9).await.unwrap();
+    assert_eq!(b.wait("c").await.code, 137);
 }
 
 /// An agent in a process of its own: starts a container and goes on until it is killed.
 pub fn agent(dir: &OsStr, layers: &OsStr) {
     let dir = Path::new(dir);
-    let threads = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let threads = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     threads.block_on(async {
         let runtime = Runtime::open(support::config(dir)).await.unwrap();
         let spec = ContainerSpec {
@@ -120,7 +159,12 @@ pub fn agent(dir: &OsStr, layers: &OsStr) {
 pub async fn containers_survive_the_agent(b: Boxed<Box>) {
     // The keeper belongs to the other agent.
     let keeper = b.runtime.keeper_pid();
-    let layers: Vec<String> = b.shell("", "").layers.iter().map(|l| l.display().to_string()).collect();
+    let layers: Vec<String> = b
+        .shell("", "")
+        .layers
+        .iter()
+        .map(|l| l.display().to_string())
+        .collect();
     let mut agent = Command::new("/proc/self/exe")
         .arg("agent")
         .arg(&b.dir)
@@ -129,7 +173,9 @@ pub async fn containers_survive_the_agent(b: Boxed<Box>) {
         .spawn()
         .unwrap();
     let mut line = String::new();
-    BufReader::new(agent.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    BufReader::new(agent.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
     assert_eq!(line, "up\n");
     let pid = running(&b.runtime, "c").await;
     agent.kill().unwrap();
@@ -150,7 +196,13 @@ pub async fn the_keeper_upgrades_itself_in_place(b: Boxed<Box>) {
     b.start(&b.shell("d", "exec sleep 1000")).await;
     b.output("e", "exit 0").await;
     let spec = ExecSpec {
-        args: ["sh", "-c", "while [ ! -e /dev/shm/go ]; do sleep 0.01; done; exit 2"].map(String::from).to_vec(),
+        args: [
+            "sh",
+            "-c",
+            "while [ ! -e /dev/shm/go ]; do sleep 0.01; done; exit 2",
+        ]
+        .map(String::from)
+        .to_vec(),
         ..ExecSpec::default()
     };
     let mut session = b.runtime.exec("d", &spec).await.unwrap();
@@ -173,8 +225,16 @@ pub async fn the_keeper_upgrades_itself_in_place(b: Boxed<Box>) {
         assert_eq!(line, format!("half line {n}"));
     }
     let mut text = String::new();
-    tokio::io::AsyncReadExt::read_to_string(&mut attached.stdout, &mut text).await.unwrap();
-    assert!(text.ends_with(b.log("c").lines().last().unwrap().trim_end_matches('\n')) || text.trim_end().ends_with(b.log("c").trim_end().lines().last().unwrap()), "attached all along");
+    tokio::io::AsyncReadExt::read_to_string(&mut attached.stdout, &mut text)
+        .await
+        .unwrap();
+    assert!(
+        text.ends_with(b.log("c").lines().last().unwrap().trim_end_matches('\n'))
+            || text
+                .trim_end()
+                .ends_with(b.log("c").trim_end().lines().last().unwrap()),
+        "attached all along"
+    );
     // All of it still works.
     b.output("f", "true").await;
     b.runtime.kill("d", 9).await.unwrap();
@@ -183,7 +243,11 @@ pub async fn the_keeper_upgrades_itself_in_place(b: Boxed<Box>) {
 
 pub async fn a_failed_upgrade_changes_nothing(b: Boxed<Box>) {
     b.start(&b.shell("c", "exec sleep 1000")).await;
-    let error = b.runtime.upgrade_keeper(Path::new("/no/such/program")).await.unwrap_err();
+    let error = b
+        .runtime
+        .upgrade_keeper(Path::new("/no/such/program"))
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("/no/such/program"), "{error}");
     running(&b.runtime, "c").await;
     b.output("d", "true").await;
@@ -195,7 +259,9 @@ pub async fn after_a_reboot_containers_are_known_as_lost(b: Boxed<Box>) {
     let (exit, _) = b.run(&b.shell("failed", "exit 3")).await;
     // As a power cut does it: processes gone, the tmpfs empty, the disk as it was.
     let (pid, keeper) = (running(&b.runtime, "ran").await, b.runtime.keeper_pid());
-    let Box { runtime, config, .. } = *b;
+    let Box {
+        runtime, config, ..
+    } = *b;
     drop(runtime);
     kill(keeper, libc::SIGKILL);
     kill(pid, libc::SIGKILL);
@@ -222,7 +288,8 @@ pub async fn the_keeper_is_small(b: Boxed<Box>) {
     let keeper = b.runtime.keeper_pid();
     let empty = private(keeper);
     for n in 0..20 {
-        b.start(&b.shell(&format!("c{n}"), "echo hello; exec sleep 1000")).await;
+        b.start(&b.shell(&format!("c{n}"), "echo hello; exec sleep 1000"))
+            .await;
     }
     let full = private(keeper);
     print!("[private {empty} KiB, with 20 containers {full} KiB] ");

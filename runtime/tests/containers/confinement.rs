@@ -12,14 +12,22 @@ pub async fn the_process_is_who_it_should_be(b: Boxed<Box>) {
         additional_gids: vec![5, 6],
     };
     let (exit, text) = b.run(&spec).await;
-    assert_eq!((exit.code, text.as_str()), (0, "1000\n1001\n1001 5 6\n/home/user\nhi\n1000\n0022\n"));
+    assert_eq!(
+        (exit.code, text.as_str()),
+        (0, "1000\n1001\n1001 5 6\n/home/user\nhi\n1000\n0022\n")
+    );
     // Root without supplementary groups has none, also none of the keeper's.
     assert_eq!(b.output("d", "id -G").await, "0\n");
     // Signals are as a program expects them.
     let mut spec = b.shell("e", "");
-    spec.args = ["grep", "-E", "^(SigIgn|SigBlk)", "/proc/self/status"].map(String::from).to_vec();
+    spec.args = ["grep", "-E", "^(SigIgn|SigBlk)", "/proc/self/status"]
+        .map(String::from)
+        .to_vec();
     let (_, text) = b.run(&spec).await;
-    assert_eq!(text, "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n");
+    assert_eq!(
+        text,
+        "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n"
+    );
 }
 
 pub async fn the_working_directory_is_made_when_missing(b: Boxed<Box>) {
@@ -31,7 +39,10 @@ pub async fn the_working_directory_is_made_when_missing(b: Boxed<Box>) {
     let mut spec = b.shell("d", "true");
     spec.cwd = "/proc/self/fd/3".into();
     let error = b.runtime.create_container(&spec).await.unwrap_err();
-    assert!(matches!(error, Error::Exec(_)), "no way out of the container: {error:?}");
+    assert!(
+        matches!(error, Error::Exec(_)),
+        "no way out of the container: {error:?}"
+    );
 }
 
 pub async fn capabilities_are_exactly_those_asked_for(b: Boxed<Box>) {
@@ -42,13 +53,24 @@ pub async fn capabilities_are_exactly_those_asked_for(b: Boxed<Box>) {
     let set = "0000000000002001";
     let none = "0000000000000000";
     assert_eq!(text.trim(), format!("{none} {set} {set} {set} {none}"));
-    spec.id = "d".into();
+    let mut spec = ContainerSpec {
+        id: "d".into(),
+        log_path: Some(b.log_path("d")),
+        ..spec
+    };
     spec.user.uid = 1000;
     let (_, text) = b.run(&spec).await;
-    assert_eq!(text.trim(), format!("{none} {none} {none} {set} {none}"), "a user's are only bounds");
+    assert_eq!(
+        text.trim(),
+        format!("{none} {none} {none} {set} {none}"),
+        "a user's are only bounds"
+    );
     spec.id = "e".into();
     spec.capabilities = vec!["CAP_FLY".into()];
-    assert!(matches!(b.runtime.create_container(&spec).await, Err(Error::Invalid(_))));
+    assert!(matches!(
+        b.runtime.create_container(&spec).await,
+        Err(Error::Invalid(_))
+    ));
 }
 
 pub async fn what_the_box_lacks_is_clipped_not_refused(b: Boxed<Box>) {
@@ -131,7 +153,10 @@ pub async fn the_root_can_be_read_only(b: Boxed<Box>) {
         ..Mount::default()
     }];
     let (_, text) = b.run(&spec).await;
-    assert_eq!(text, "touch: /x: Read-only file system\ntouch: /tmp/x: Read-only file system\na\nok\n");
+    assert_eq!(
+        text,
+        "touch: /x: Read-only file system\ntouch: /tmp/x: Read-only file system\na\nok\n"
+    );
 }
 
 pub async fn privileged_containers_see_devices_and_write_sys(b: Boxed<Box>) {
@@ -140,12 +165,22 @@ pub async fn privileged_containers_see_devices_and_write_sys(b: Boxed<Box>) {
     spec.privileged = true;
     let (_, text) = b.run(&spec).await;
     let host = std::fs::read_to_string("/proc/self/status").unwrap();
-    let all = host.lines().find_map(|l| l.strip_prefix("CapBnd:\t")).unwrap();
+    let all = host
+        .lines()
+        .find_map(|l| l.strip_prefix("CapBnd:\t"))
+        .unwrap();
     assert!(text.starts_with(&format!("{all}\n")), "{text}");
-    let wanted = if std::path::Path::new("/dev/kmsg").exists() { "mounted\nrw\n0\nkmsg\n" } else { "mounted\nrw\n0\n" };
+    let wanted = if std::path::Path::new("/dev/kmsg").exists() {
+        "mounted\nrw\n0\nkmsg\n"
+    } else {
+        "mounted\nrw\n0\n"
+    };
     assert!(text.ends_with(wanted), "{text}");
     let (_, text) = b.run(&b.shell("d", "mkdir /tmp/m; mount -t tmpfs none /tmp/m 2>&1; grep ' /sys ' /proc/self/mountinfo | cut -d' ' -f6 | cut -d, -f1")).await;
-    assert!(text.contains("permission denied") || text.contains("not permitted"), "{text}");
+    assert!(
+        text.contains("permission denied") || text.contains("not permitted"),
+        "{text}"
+    );
     assert!(text.ends_with("ro\n"), "{text}");
 }
 
@@ -180,7 +215,10 @@ pub async fn memory_limits_kill_with_137_and_say_so(b: Boxed<Box>) {
 }
 
 pub async fn process_limits_hold(b: Boxed<Box>) {
-    let mut spec = b.shell("c", "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 3 & done 2>&1; true");
+    let mut spec = b.shell(
+        "c",
+        "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 3 & done 2>&1; true",
+    );
     spec.resources.pids_limit = Some(5);
     let (_, text) = b.run(&spec).await;
     assert!(text.contains("Resource temporarily unavailable"), "{text}");
@@ -198,11 +236,28 @@ pub async fn limits_change_while_running(b: Boxed<Box>) {
         ..Resources::default()
     };
     b.runtime.update_resources("c", &limit).await.unwrap();
-    assert_eq!(b.runtime.stats("c").await.unwrap().memory_limit, Some(24 << 20));
-    b.runtime.update_sandbox_resources("pod1", &Resources { memory_limit: Some(20 << 20), ..Resources::default() }).await.unwrap();
-    assert_eq!(b.runtime.sandbox_stats("pod1").await.unwrap().memory_limit, Some(20 << 20));
+    assert_eq!(
+        b.runtime.stats("c").await.unwrap().memory_limit,
+        Some(24 << 20)
+    );
+    b.runtime
+        .update_sandbox_resources(
+            "pod1",
+            &Resources {
+                memory_limit: Some(20 << 20),
+                ..Resources::default()
+            },
+        )
+        .await
+        .unwrap();
+    assert_eq!(
+        b.runtime.sandbox_stats("pod1").await.unwrap().memory_limit,
+        Some(20 << 20)
+    );
     let mut session = b.runtime.attach("c").await.unwrap();
-    tokio::io::AsyncWriteExt::write_all(&mut session.stdin.as_mut().unwrap().stream, b"go\n").await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut session.stdin.as_mut().unwrap().stream, b"go\n")
+        .await
+        .unwrap();
     assert_eq!(b.wait("c").await.code, 137);
 }
 
@@ -210,7 +265,12 @@ pub async fn stats_tell_cpu_and_memory(b: Boxed<Box>) {
     let script = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; head -c 5000000 /dev/zero > /dev/shm/x; echo done; exec sleep 1000";
     b.start(&b.shell("c", script)).await;
     until("it has worked", || b.log("c") == "done\n").await;
-    for stats in [b.runtime.stats("c").await.unwrap(), b.runtime.sandbox_stats("pod1").await.unwrap(), b.runtime.cgroup_stats("burstable").await.unwrap(), b.runtime.cgroup_stats("").await.unwrap()] {
+    for stats in [
+        b.runtime.stats("c").await.unwrap(),
+        b.runtime.sandbox_stats("pod1").await.unwrap(),
+        b.runtime.cgroup_stats("burstable").await.unwrap(),
+        b.runtime.cgroup_stats("").await.unwrap(),
+    ] {
         assert!(stats.cpu_usage_ns.unwrap() > 1_000_000, "{stats:?}");
         assert!(stats.memory_working_set.unwrap() > 5_000_000, "{stats:?}");
         assert!(stats.pids.unwrap() >= 1, "{stats:?}");
@@ -235,13 +295,19 @@ pub async fn mounts_are_where_they_should_be(b: Boxed<Box>) {
         mount(vol.join("file"), "/etc/one", true),
         mount(vol.clone(), "/rw", false),
         Mount {
-            kind: MountKind::Tmpfs { size: Some(1 << 20), mode: 0o1777 },
+            kind: MountKind::Tmpfs {
+                size: Some(1 << 20),
+                mode: 0o1777,
+            },
             destination: "/t".into(),
             ..Mount::default()
         },
     ];
     let (_, text) = b.run(&spec).await;
-    assert_eq!(text, "contentcontent\ntouch: /a/x: Read-only file system\n1024\n1777\n/rw/sub\n");
+    assert_eq!(
+        text,
+        "contentcontent\ntouch: /a/x: Read-only file system\n1024\n1777\n/rw/sub\n"
+    );
     assert_eq!(std::fs::read_to_string(vol.join("y")).unwrap(), "ok\n");
     let mut spec = b.shell("d", "true");
     spec.mounts = vec![mount("/no/such/source".into(), "/a", false)];
@@ -270,15 +336,28 @@ pub async fn host_mounts_reach_a_container_that_asks_for_them(b: Boxed<Box>) {
     let mut spec = b.shell("private", "exec sleep 1000");
     spec.mounts = vec![mount(Propagation::Private)];
     b.start(&spec).await;
-    nix::mount::mount(Some("tmpfs"), &vol.join("in"), Some("tmpfs"), nix::mount::MsFlags::empty(), none).unwrap();
+    nix::mount::mount(
+        Some("tmpfs"),
+        &vol.join("in"),
+        Some("tmpfs"),
+        nix::mount::MsFlags::empty(),
+        none,
+    )
+    .unwrap();
     std::fs::write(vol.join("in/f"), "").unwrap();
     assert_eq!(b.exec("slave", &["ls", "/vol/in"]).await.1, "f\n");
     assert_eq!(b.exec("private", &["ls", "/vol/in"]).await.1, "");
-    let mut spec = b.shell("both", "mount -t tmpfs none /vol/out && touch /vol/out/g && exec sleep 1000");
+    let mut spec = b.shell(
+        "both",
+        "mount -t tmpfs none /vol/out && touch /vol/out/g && exec sleep 1000",
+    );
     spec.mounts = vec![mount(Propagation::Bidirectional)];
     spec.privileged = true;
     b.start(&spec).await;
-    until("the container's mount is on the host", || vol.join("out/g").exists()).await;
+    until("the container's mount is on the host", || {
+        vol.join("out/g").exists()
+    })
+    .await;
     for id in ["slave", "private", "both"] {
         b.runtime.remove_container(id).await.unwrap();
     }
@@ -303,7 +382,11 @@ pub async fn nothing_stays_in_the_cgroup_after_removal(b: Boxed<Box>) {
     b.runtime.remove_container("c").await.unwrap();
     b.runtime.remove_container("d").await.unwrap();
     let found = std::process::Command::new("find")
-        .args(["/sys/fs/cgroup", "-path", &format!("*{}/[cd]", made.cgroup_path)])
+        .args([
+            "/sys/fs/cgroup",
+            "-path",
+            &format!("*{}/[cd]", made.cgroup_path),
+        ])
         .output()
         .unwrap();
     assert_eq!(String::from_utf8_lossy(&found.stdout), "");

@@ -14,7 +14,11 @@ fn command(args: &[&str]) -> ExecSpec {
 }
 
 async fn sleeper(b: &Box) {
-    b.start(&b.shell("c", "trap 'exit 0' TERM; echo up; while :; do sleep 1; done")).await;
+    b.start(&b.shell(
+        "c",
+        "trap 'exit 0' TERM; echo up; while :; do sleep 1; done",
+    ))
+    .await;
 }
 
 pub async fn a_command_runs_in_the_container_with_its_streams(b: Boxed<Box>) {
@@ -26,7 +30,10 @@ pub async fn a_command_runs_in_the_container_with_its_streams(b: Boxed<Box>) {
     stdin.write_all(b"from outside\n").await.unwrap();
     drop(stdin);
     let (code, out, err) = finish(session).await;
-    assert_eq!((code, out.as_str(), err.as_str()), (0, "from outside\npod1-host\n", "bad\n"));
+    assert_eq!(
+        (code, out.as_str(), err.as_str()),
+        (0, "from outside\npod1-host\n", "bad\n")
+    );
     // Nothing of it is in the container's own log.
     assert_eq!(b.log("c"), "up\n");
 }
@@ -45,7 +52,10 @@ pub async fn a_missing_command_is_told_in_known_words(b: Boxed<Box>) {
     sleeper(&b).await;
     let error = b.runtime.exec("c", &command(&["nope"])).await.unwrap_err();
     assert!(matches!(error, Error::Exec(_)));
-    assert_eq!(error.to_string(), r#"exec: "nope": executable file not found in $PATH"#);
+    assert_eq!(
+        error.to_string(),
+        r#"exec: "nope": executable file not found in $PATH"#
+    );
     let mut spec = command(&["pwd"]);
     spec.cwd = Some("/etc/passwd".into());
     let error = b.runtime.exec("c", &spec).await.unwrap_err();
@@ -74,7 +84,12 @@ pub async fn a_terminal_has_a_size_that_changes(b: Boxed<Box>) {
     ask(&mut stdin, "stty size\n", "40 100").await;
     session.resize(132, 50).unwrap();
     ask(&mut stdin, "stty size; tty\n", "50 132").await;
-    ask(&mut stdin, "[ -t 0 ] && [ -t 2 ] && echo term=$TERM\n", "term=xterm").await;
+    ask(
+        &mut stdin,
+        "[ -t 0 ] && [ -t 2 ] && echo term=$TERM\n",
+        "term=xterm",
+    )
+    .await;
     stdin.write_all(b"exit 5\n").await.unwrap();
     drop((stdin, out));
     assert_eq!(session.wait().await.unwrap().code, 5);
@@ -90,7 +105,13 @@ pub async fn a_command_that_takes_too_long_is_killed(b: Boxed<Box>) {
     assert_eq!(outcome.code, 137);
     // What it had started went with it: the pipes are closed.
     let mut rest = Vec::new();
-    session.stdout.take().unwrap().read_to_end(&mut rest).await.unwrap();
+    session
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_end(&mut rest)
+        .await
+        .unwrap();
 }
 
 pub async fn commands_run_as_the_container_unless_told_otherwise(b: Boxed<Box>) {
@@ -103,8 +124,20 @@ pub async fn commands_run_as_the_container_unless_told_otherwise(b: Boxed<Box>) 
     spec.env = vec!["A=from container".into()];
     spec.cwd = "/home".into();
     b.start(&spec).await;
-    let (_, out, _) = b.exec("c", &["sh", "-c", "id -u; id -G; echo $A; pwd; echo $HOME; cat /proc/1/comm"]).await;
-    assert_eq!(out, "1000\n1000 7 8\nfrom container\n/home\n/home/user\nsleep\n");
+    let (_, out, _) = b
+        .exec(
+            "c",
+            &[
+                "sh",
+                "-c",
+                "id -u; id -G; echo $A; pwd; echo $HOME; cat /proc/1/comm",
+            ],
+        )
+        .await;
+    assert_eq!(
+        out,
+        "1000\n1000 7 8\nfrom container\n/home\n/home/user\nsleep\n"
+    );
     let mut spec = command(&["sh", "-c", "id -u; echo $A; pwd"]);
     spec.user = Some(User::default());
     spec.env = vec!["A=mine".into()];
@@ -115,11 +148,18 @@ pub async fn commands_run_as_the_container_unless_told_otherwise(b: Boxed<Box>) 
 
 pub async fn commands_are_in_the_container_s_cgroup(b: Boxed<Box>) {
     sleeper(&b).await;
-    let session = b.runtime.exec("c", &command(&["sleep", "1000"])).await.unwrap();
+    let session = b
+        .runtime
+        .exec("c", &command(&["sleep", "1000"]))
+        .await
+        .unwrap();
     let read = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
     let (theirs, own) = (read(running(&b.runtime, "c").await), read(session.pid()));
     assert_eq!(theirs, own);
-    assert!(own.contains(&format!("{}/burstable/podpod1/c", b.config.cgroup_root)), "{own}");
+    assert!(
+        own.contains(&format!("{}/burstable/podpod1/c", b.config.cgroup_root)),
+        "{own}"
+    );
     session.kill(libc::SIGKILL).await.unwrap();
 }
 
@@ -137,19 +177,39 @@ pub async fn attach_copies_output_and_gives_input(b: Boxed<Box>) {
     b.start(&spec).await;
     let mut first = b.runtime.attach("c").await.unwrap();
     let mut second = b.runtime.attach("c").await.unwrap();
-    first.stdin.as_mut().unwrap().stream.write_all(b"one\n").await.unwrap();
+    first
+        .stdin
+        .as_mut()
+        .unwrap()
+        .stream
+        .write_all(b"one\n")
+        .await
+        .unwrap();
     for session in [&mut first, &mut second] {
         let mut buf = [0; 64];
         let n = session.stdout.read(&mut buf).await.unwrap();
         assert_eq!(&buf[..n], b"got one\n");
-        let n = session.stderr.as_mut().unwrap().read(&mut buf).await.unwrap();
+        let n = session
+            .stderr
+            .as_mut()
+            .unwrap()
+            .read(&mut buf)
+            .await
+            .unwrap();
         assert_eq!(&buf[..n], b"err one\n");
     }
     drop(second);
     // Without stdin_once a client's end is not the container's.
     first.stdin.take().unwrap().end().await.unwrap();
     let mut third = b.runtime.attach("c").await.unwrap();
-    third.stdin.as_mut().unwrap().stream.write_all(b"two\n").await.unwrap();
+    third
+        .stdin
+        .as_mut()
+        .unwrap()
+        .stream
+        .write_all(b"two\n")
+        .await
+        .unwrap();
     until("both lines are logged", || b.log("c").contains("got two")).await;
     b.runtime.kill("c", 9).await.unwrap();
     let mut rest = String::new();
@@ -166,7 +226,10 @@ pub async fn attach_to_a_terminal_can_talk_to_a_shell(b: Boxed<Box>) {
     assert!(session.stderr.is_none());
     session.resize(90, 30).unwrap();
     let input = &mut session.stdin.as_mut().unwrap().stream;
-    input.write_all(b"stty size; ls -l /dev/console | cut -c1; exit 4\n").await.unwrap();
+    input
+        .write_all(b"stty size; ls -l /dev/console | cut -c1; exit 4\n")
+        .await
+        .unwrap();
     let mut text = String::new();
     session.stdout.read_to_string(&mut text).await.unwrap();
     assert!(text.contains("30 90\r\nc\r\n"), "{text:?}");
@@ -193,7 +256,14 @@ pub async fn a_slow_client_loses_nothing(b: Boxed<Box>) {
     spec.stdin = true;
     b.start(&spec).await;
     let mut session = b.runtime.attach("c").await.unwrap();
-    session.stdin.as_mut().unwrap().stream.write_all(b"go\n").await.unwrap();
+    session
+        .stdin
+        .as_mut()
+        .unwrap()
+        .stream
+        .write_all(b"go\n")
+        .await
+        .unwrap();
     // The pipe fills while nobody reads.
     until("output has begun", || b.log("c").lines().count() > 1000).await;
     let mut text = String::new();

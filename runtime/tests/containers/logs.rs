@@ -20,18 +20,33 @@ pub async fn both_streams_are_logged_in_cri_format(b: Boxed<Box>) {
 }
 
 pub async fn logs_rotate_without_losing_a_line(b: Boxed<Box>) {
-    let mut spec = b.shell("c", "i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done");
+    let mut spec = b.shell(
+        "c",
+        "i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done",
+    );
     spec.log_limits = LogLimits {
         max_size: 100_000,
         max_files: 1000,
     };
     let (exit, _) = b.run(&spec).await;
     assert_eq!(exit.code, 0);
-    let name = b.log_path("c").file_name().unwrap().to_str().unwrap().to_string();
+    let name = b
+        .log_path("c")
+        .file_name()
+        .unwrap()
+        .to_str()
+        .unwrap()
+        .to_string();
     let mut files: Vec<_> = std::fs::read_dir(b.dir.join("logs"))
         .unwrap()
         .map(|e| e.unwrap().path())
-        .filter(|p| p.file_name().unwrap().to_str().unwrap().starts_with(&format!("{name}.")))
+        .filter(|p| {
+            p.file_name()
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .starts_with(&format!("{name}."))
+        })
         .collect();
     files.sort();
     assert!(files.len() > 5, "{files:?}");
@@ -41,7 +56,10 @@ pub async fn logs_rotate_without_losing_a_line(b: Boxed<Box>) {
         let text = std::fs::read_to_string(&file).unwrap();
         assert!(text.len() <= 200_000, "{}", text.len());
         for line in text.lines() {
-            assert_eq!(line.splitn(4, ' ').nth(3), Some(format!("line {next}").as_str()));
+            assert_eq!(
+                line.splitn(4, ' ').nth(3),
+                Some(format!("line {next}").as_str())
+            );
             next += 1;
         }
     }
@@ -50,11 +68,16 @@ pub async fn logs_rotate_without_losing_a_line(b: Boxed<Box>) {
 
 pub async fn a_line_without_end_is_logged(b: Boxed<Box>) {
     assert_eq!(b.output("c", "printf abc; printf def").await, "abcdef\n");
-    let long = b.output("d", "head -c 40000 /dev/zero | tr '\\0' x; echo").await;
+    let long = b
+        .output("d", "head -c 40000 /dev/zero | tr '\\0' x; echo")
+        .await;
     let lengths: Vec<usize> = long.lines().map(str::len).collect();
     assert_eq!(lengths, [16384, 16384, 7232]);
     let text = std::fs::read_to_string(b.log_path("d")).unwrap();
-    let tags: Vec<&str> = text.lines().map(|l| l.splitn(4, ' ').nth(2).unwrap()).collect();
+    let tags: Vec<&str> = text
+        .lines()
+        .map(|l| l.split(' ').nth(2).unwrap())
+        .collect();
     assert_eq!(tags, ["P", "P", "F"]);
 }
 

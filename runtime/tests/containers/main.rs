@@ -16,7 +16,6 @@ mod support;
 use std::process::ExitCode;
 use std::time::Instant;
 
-
 type Test = (&'static str, fn());
 
 /// Declares a test: an async function that gets a fresh [`support::Box`].
@@ -84,6 +83,7 @@ const TESTS: &[Test] = tests![
     adoption::an_exit_while_there_is_no_keeper_is_not_lost,
     adoption::logs_go_on_after_the_keeper_died,
     adoption::a_running_command_survives_the_keeper,
+    adoption::a_forgotten_command_does_not_hold_up_its_container,
     adoption::containers_survive_the_agent,
     adoption::the_keeper_upgrades_itself_in_place,
     adoption::a_failed_upgrade_changes_nothing,

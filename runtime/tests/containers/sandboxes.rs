@@ -23,9 +23,12 @@ pub async fn containers_of_a_pod_share_its_network_and_names(b: Boxed<Box>) {
 
 pub async fn loopback_is_up_and_sysctls_are_set(b: Boxed<Box>) {
     let mut spec = sandbox_spec("pod2");
-    spec.sysctls = [("net.ipv4.ip_local_port_range", "2000\t3000"), ("kernel.msgmax", "16384")]
-        .map(|(k, v)| (k.to_string(), v.to_string()))
-        .into();
+    spec.sysctls = [
+        ("net.ipv4.ip_local_port_range", "2000\t3000"),
+        ("kernel.msgmax", "16384"),
+    ]
+    .map(|(k, v)| (k.to_string(), v.to_string()))
+    .into();
     b.runtime.create_sandbox(&spec).await.unwrap();
     let mut c = b.shell("c", "ping -c1 -W2 127.0.0.1 >/dev/null && echo up; cat /proc/sys/net/ipv4/ip_local_port_range /proc/sys/kernel/msgmax");
     c.sandbox = "pod2".into();
@@ -35,7 +38,10 @@ pub async fn loopback_is_up_and_sysctls_are_set(b: Boxed<Box>) {
     bad.sysctls = [("net.nope".to_string(), "1".to_string())].into();
     let error = b.runtime.create_sandbox(&bad).await.unwrap_err();
     assert!(error.to_string().contains("net.nope"), "{error}");
-    assert!(!b.config.run_dir.join("s/pod3").exists(), "nothing stays of a failed one");
+    assert!(
+        !b.config.run_dir.join("s/pod3").exists(),
+        "nothing stays of a failed one"
+    );
 }
 
 pub async fn a_shared_pid_namespace_has_an_init(b: Boxed<Box>) {
@@ -50,7 +56,10 @@ pub async fn a_shared_pid_namespace_has_an_init(b: Boxed<Box>) {
     let (_, text) = b.run(&two).await;
     assert!(text.contains("sleep 1111"), "{text}");
     assert!(text.contains("pod-init\n"), "{text}");
-    assert!(text.contains("ermission denied"), "the init's root is out of reach: {text}");
+    assert!(
+        text.contains("ermission denied"),
+        "the init's root is out of reach: {text}"
+    );
     let pid = running(&b.runtime, "one").await;
     // What a container leaves behind ends with it, although the namespace goes on.
     let mut three = b.shell("three", "sleep 2222 & sleep 0.1; exit 0");
@@ -83,13 +92,23 @@ pub async fn host_namespaces_are_the_hosts(b: Boxed<Box>) {
     (spec.network, spec.ipc, spec.pid) = (NamespaceMode::Host, NamespaceMode::Host, PidMode::Host);
     let made = b.runtime.create_sandbox(&spec).await.unwrap();
     assert_eq!(made.netns_path, None);
-    let mut c = b.shell("c", "for n in net ipc uts pid; do readlink /proc/self/ns/$n; done");
+    let mut c = b.shell(
+        "c",
+        "for n in net ipc uts pid; do readlink /proc/self/ns/$n; done",
+    );
     c.sandbox = "pod2".into();
     let (exit, text) = b.run(&c).await;
     assert_eq!(exit.code, 0);
     let mine: String = ["net", "ipc", "uts", "pid"]
         .iter()
-        .map(|n| format!("{}\n", std::fs::read_link(format!("/proc/self/ns/{n}")).unwrap().display()))
+        .map(|n| {
+            format!(
+                "{}\n",
+                std::fs::read_link(format!("/proc/self/ns/{n}"))
+                    .unwrap()
+                    .display()
+            )
+        })
         .collect();
     assert_eq!(text, mine);
 }
@@ -111,7 +130,10 @@ pub async fn removal_takes_everything_along(b: Boxed<Box>) {
     let after = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert_eq!(before, after);
     assert_eq!(b.runtime.list_containers().await.unwrap(), []);
-    assert!(matches!(b.runtime.sandbox("pod2").await, Err(Error::SandboxNotFound(_))));
+    assert!(matches!(
+        b.runtime.sandbox("pod2").await,
+        Err(Error::SandboxNotFound(_))
+    ));
     assert!(!b.config.run_dir.join("s/pod2").exists());
     b.runtime.remove_sandbox("pod2").await.unwrap();
 }

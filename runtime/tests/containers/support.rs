@@ -30,7 +30,16 @@ pub fn enter_namespace() {
 /// Two layers: busybox with its names, and one with little files.
 pub fn make_image() {
     let (lower, upper) = (base().join("layer0"), base().join("layer1"));
-    for dir in ["bin", "etc", "tmp", "root", "home/user", "dev", "proc", "sys"] {
+    for dir in [
+        "bin",
+        "etc",
+        "tmp",
+        "root",
+        "home/user",
+        "dev",
+        "proc",
+        "sys",
+    ] {
         std::fs::create_dir_all(lower.join(dir)).unwrap();
     }
     std::fs::copy("/bin/busybox", lower.join("bin/busybox")).unwrap();
@@ -41,14 +50,26 @@ pub fn make_image() {
     for name in String::from_utf8(list.stdout).unwrap().lines() {
         let _ = symlink("busybox", lower.join("bin").join(name));
     }
-    std::fs::write(lower.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n").unwrap();
+    std::fs::write(
+        lower.join("etc/passwd"),
+        "root:x:0:0::/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n",
+    )
+    .unwrap();
     std::fs::write(lower.join("etc/group"), "root:x:0:\nuser:x:1000:\n").unwrap();
     std::fs::write(lower.join("etc/layer"), "lower").unwrap();
     std::fs::create_dir_all(upper.join("etc")).unwrap();
     std::fs::write(upper.join("etc/layer"), "upper").unwrap();
     std::fs::write(upper.join("etc/script"), "no program").unwrap();
-    std::fs::set_permissions(upper.join("etc/script"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    std::fs::set_permissions(lower.join("tmp"), std::os::unix::fs::PermissionsExt::from_mode(0o1777)).unwrap();
+    std::fs::set_permissions(
+        upper.join("etc/script"),
+        std::os::unix::fs::PermissionsExt::from_mode(0o755),
+    )
+    .unwrap();
+    std::fs::set_permissions(
+        lower.join("tmp"),
+        std::os::unix::fs::PermissionsExt::from_mode(0o1777),
+    )
+    .unwrap();
 }
 
 pub fn remove_image() {
@@ -66,7 +87,10 @@ pub fn config(dir: &Path) -> RuntimeConfig {
     RuntimeConfig {
         state_dir: dir.join("state"),
         run_dir: dir.join("run"),
-        cgroup_root: format!("/amphipod-test-{}", dir.file_name().unwrap().to_str().unwrap()),
+        cgroup_root: format!(
+            "/amphipod-test-{}",
+            dir.file_name().unwrap().to_str().unwrap()
+        ),
         helper: "/proc/self/exe".into(),
     }
 }
@@ -125,8 +149,14 @@ async fn clean_up(dir: &Path) {
 /// The runtime never removes its root group; tests do.
 fn remove_test_cgroup(dir: &Path) {
     let name = config(dir).cgroup_root;
-    let hierarchies = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
-    for mount in hierarchies.map(|e| e.path()).chain(["/sys/fs/cgroup".into()]) {
+    let hierarchies = std::fs::read_dir("/sys/fs/cgroup")
+        .into_iter()
+        .flatten()
+        .flatten();
+    for mount in hierarchies
+        .map(|e| e.path())
+        .chain(["/sys/fs/cgroup".into()])
+    {
         let _ = std::fs::remove_dir(mount.join(name.trim_start_matches('/')));
     }
 }
@@ -149,7 +179,10 @@ pub async fn wait_gone(pid: i32) {
 pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while !condition() {
-        assert!(tokio::time::Instant::now() < deadline, "waited in vain: {what}");
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "waited in vain: {what}"
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -228,11 +261,20 @@ impl Box {
 /// Reads a session to its end: code, stdout, stderr.
 pub async fn finish(mut session: ExecSession) -> (i32, String, String) {
     let (mut out, mut err) = (Vec::new(), Vec::new());
-    session.stdout.take().unwrap().read_to_end(&mut out).await.unwrap();
+    session
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_end(&mut out)
+        .await
+        .unwrap();
     if let Some(mut stderr) = session.stderr.take() {
         stderr.read_to_end(&mut err).await.unwrap();
     }
-    let outcome = tokio::time::timeout(PATIENCE, session.wait()).await.unwrap().unwrap();
+    let outcome = tokio::time::timeout(PATIENCE, session.wait())
+        .await
+        .unwrap()
+        .unwrap();
     (
         outcome.code,
         String::from_utf8_lossy(&out).into_owned(),
@@ -269,7 +311,9 @@ pub async fn wait(runtime: &Runtime, id: &str) -> Exit {
             let _ = events.recv().await;
         }
     };
-    tokio::time::timeout(PATIENCE, waiting).await.expect("container does not end")
+    tokio::time::timeout(PATIENCE, waiting)
+        .await
+        .expect("container does not end")
 }
 
 pub async fn running(runtime: &Runtime, id: &str) -> i32 {

@@ -17,7 +17,7 @@ pub fn binary() -> PathBuf {
     beside_the_test("AMPHIPOD_BINARY", "amphipod")
 }
 
-fn beside_the_test(variable: &str, name: &str) -> PathBuf {
+pub(crate) fn beside_the_test(variable: &str, name: &str) -> PathBuf {
     if let Some(path) = std::env::var_os(variable) {
         return path.into();
     }

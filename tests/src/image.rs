@@ -8,6 +8,8 @@ use flate2::{Compression, write::GzEncoder};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::edge_box::beside_the_test;
+
 /// The name of the image that most tests run, as a pod refers to it: busybox, with `/bin/sh` and its other applets.
 pub const BUSYBOX: &str = "127.0.0.1:5000/busybox:1";
 
@@ -34,7 +36,7 @@ pub struct Image {
 }
 
 impl Image {
-    /// Debian's static busybox, which runs a shell.
+    /// Debian's static busybox, which runs a shell, and `peer`, which talks.
     pub fn busybox() -> Image {
         let mut tar = Tar::default();
         for dir in ["bin", "etc", "tmp", "root"] {
@@ -49,6 +51,9 @@ impl Image {
         let program =
             fs::read("/bin/busybox").expect("busybox-static is installed (tests/run.sh does it)");
         tar.entry("bin/busybox", tar::EntryType::Regular, 0o755, &program, "");
+        let peer =
+            fs::read(beside_the_test("AMPHIPOD_PEER", "peer")).expect("the test tool can be read");
+        tar.entry("bin/peer", tar::EntryType::Regular, 0o755, &peer, "");
         for applet in APPLETS.split_whitespace() {
             tar.entry(
                 &format!("bin/{applet}"),

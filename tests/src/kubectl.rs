@@ -121,6 +121,8 @@ impl Kubectl {
             .args([
                 "kubectl",
                 "--kubeconfig=/etc/amphipod/kubeconfig",
+                // Each box is another cluster behind the same address.
+                "--cache-dir=/run/kubectl-cache",
                 "--namespace",
                 &self.namespace,
             ])

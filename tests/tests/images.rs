@@ -25,6 +25,12 @@ fn run(kubectl: &Kubectl, name: &str, image: &str) {
         .ok();
 }
 
+/// A pod that `kubectl run`, which checks image names itself, would not make.
+fn of(name: &str, image: &str, policy: &str) -> String {
+    let containers = json!([{"name": "main", "image": image, "imagePullPolicy": policy}]);
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {"containers": containers}}).to_string()
+}
+
 /// Waits until the pod's container waits for `reason`; returns the message.
 fn waiting(kubectl: &Kubectl, name: &str, reason: &[&str]) -> String {
     eventually(
@@ -87,10 +93,9 @@ fn a_missing_or_misnamed_image_is_told_as_kubernetes_does() {
     let message = waiting(&kubectl, "gone", &["ErrImagePull", "ImagePullBackOff"]);
     assert!(message.contains("no-such"), "{message}");
     waiting(&kubectl, "gone", &["ImagePullBackOff"]);
-    run(&kubectl, "misnamed", "127.0.0.1:5000/UPPER:1");
+    kubectl.apply(&of("misnamed", "127.0.0.1:5000/UPPER:1", "Always"));
     waiting(&kubectl, "misnamed", &["InvalidImageName"]);
-    kubectl.apply(&json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "never"}, "spec": {"containers": [
-        {"name": "main", "image": "127.0.0.1:5000/no-such:2", "imagePullPolicy": "Never"}]}}).to_string());
+    kubectl.apply(&of("never", "127.0.0.1:5000/no-such:2", "Never"));
     waiting(&kubectl, "never", &["ErrImageNeverPull"]);
 }
 

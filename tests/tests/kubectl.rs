@@ -590,9 +590,8 @@ fn run_expose_and_wait_work_together() {
             "exec",
             "web",
             "--",
-            "wget",
-            "-qO-",
-            "-T2",
+            "peer",
+            "get",
             "http://web.run.svc.cluster.local/passwd",
         ]);
         if ran.code == 0 {

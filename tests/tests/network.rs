@@ -54,7 +54,7 @@ fn service(kubectl: &Kubectl, name: &str, spec: &str) {
 #[track_caller]
 fn fetch(kubectl: &Kubectl, url: &str) -> String {
     eventually(&format!("{url} to answer"), Duration::from_secs(15), || {
-        let ran = kubectl.run(&["exec", "client", "--", "wget", "-qO-", "-T2", url]);
+        let ran = kubectl.run(&["exec", "client", "--", "peer", "get", url]);
         if ran.code == 0 {
             Ok(ran.stdout.trim().to_owned())
         } else {
@@ -240,7 +240,7 @@ kind: Pod
 metadata: {{name: echo, labels: {{app: echo}}}}
 spec:
   terminationGracePeriodSeconds: 0
-  containers: [{{name: main, image: {BUSYBOX}, command: [sh, -c, 'while :; do echo answer | nc -u -l -p 9000 -w 1; done']}}]
+  containers: [{{name: main, image: {BUSYBOX}, command: [peer, udp-echo, '9000']}}]
 "
     ));
     web(&kubectl, "none", 0, "");
@@ -251,14 +251,9 @@ spec:
     );
     eventually("an answer by UDP", Duration::from_secs(20), || {
         let ran = kubectl.run(&[
-            "exec",
-            "client",
-            "--",
-            "sh",
-            "-c",
-            "echo hi | nc -u -w 2 echo 53",
+            "exec", "client", "--", "peer", "udp-ask", "echo", "53", "hi",
         ]);
-        if ran.stdout.contains("answer") {
+        if ran.stdout == "echo: hi\n" {
             Ok(())
         } else {
             Err(format!("{ran:?}"))

@@ -1,0 +1,6 @@
+//! Promises of the controllers, each in a server in this process.
+#![allow(clippy::unwrap_used)]
+
+mod bench;
+mod nodes;
+mod replica_sets;

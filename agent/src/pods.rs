@@ -1,6 +1,7 @@
 //! All pods of this node: brings them back from disk, follows the API, and hands each what concerns it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -127,15 +128,9 @@ impl Supervisor {
                 tracing::warn!(sandbox = s.id, %error, "could not remove a sandbox that belongs to no pod");
             }
         }
-        let base = self.deps.config.data_dir.join("pods");
-        for entry in std::fs::read_dir(&base).into_iter().flatten().flatten() {
-            let uid = entry.file_name().to_string_lossy().into_owned();
-            if !known(&uid) {
-                let dirs = self.deps.pod_dirs(&uid);
-                let _ =
-                    tokio::task::spawn_blocking(move || crate::volumes::remove_pod(&dirs)).await;
-            }
-        }
+        let deps = self.deps.clone();
+        let uids: HashSet<String> = stored.into_iter().map(|p| p.uid).collect();
+        let _ = tokio::task::spawn_blocking(move || remove_strays(&deps, &uids)).await;
         self.share_cpu().await;
         Ok(())
     }
@@ -347,6 +342,39 @@ impl Supervisor {
         {
             Ok(()) => self.burstable_shares = resources.cpu_shares,
             Err(error) => tracing::warn!(%error, "could not set the CPU weight of burstable pods"),
+        }
+    }
+}
+
+/// Removes directories and logs of pods that are not in `known`.
+fn remove_strays(deps: &Deps, known: &HashSet<String>) {
+    let names = |dir: &Path| {
+        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        entries
+            .map(|e| e.file_name().to_string_lossy().into_owned())
+            .collect::<Vec<_>>()
+    };
+    let config = &deps.config;
+    for dir in [config.data_dir.join("pods"), config.run_dir.join("pods")] {
+        for uid in names(&dir).iter().filter(|uid| !known.contains(*uid)) {
+            if let Err(error) = crate::volumes::remove_pod(&deps.pod_dirs(uid)) {
+                tracing::warn!(uid, %error, "could not remove the directory of a pod that is gone");
+            }
+        }
+    }
+    let logs = config.log_dir.join("pods");
+    for name in names(&logs) {
+        // NAMESPACE_NAME_UID; anything else is not ours.
+        let parts: Vec<&str> = name.split('_').collect();
+        if parts.len() == 3 && !known.contains(parts[2]) {
+            let _ = std::fs::remove_dir_all(logs.join(&name));
+        }
+    }
+    let links = config.log_dir.join("containers");
+    for name in names(&links) {
+        let link = links.join(&name);
+        if std::fs::read_link(&link).is_ok_and(|to| to.starts_with(&logs)) && !link.exists() {
+            let _ = std::fs::remove_file(link);
         }
     }
 }

@@ -42,22 +42,36 @@ struct Formatter<'a> {
 
 impl<'a> Formatter<'a> {
     fn new(options: &'a LogOptions) -> Self {
-        Formatter { options, since: options.since, at_line_start: true, left: options.limit_bytes.unwrap_or(u64::MAX) }
+        Formatter {
+            options,
+            since: options.since,
+            at_line_start: true,
+            left: options.limit_bytes.unwrap_or(u64::MAX),
+        }
     }
 
     /// Appends what one line of the file (without its newline) shows as. False when nothing more may be shown.
     fn line(&mut self, line: &[u8], out: &mut Vec<u8>) -> bool {
         let mut parts = line.splitn(4, |byte| *byte == b' ');
-        let (Some(time), Some(stream), Some(tag), Some(text)) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+        let (Some(time), Some(stream), Some(tag), Some(text)) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
             return self.left > 0;
         };
         if let Some(since) = self.since {
-            match std::str::from_utf8(time).ok().and_then(|time| time.parse::<Timestamp>().ok()) {
+            match std::str::from_utf8(time)
+                .ok()
+                .and_then(|time| time.parse::<Timestamp>().ok())
+            {
                 Some(time) if time < since => return true,
                 _ => self.since = None,
             }
         }
-        if self.options.stream.is_some_and(|wanted| wanted.as_bytes() != stream) {
+        if self
+            .options
+            .stream
+            .is_some_and(|wanted| wanted.as_bytes() != stream)
+        {
             return true;
         }
         let start = out.len();
@@ -79,7 +93,10 @@ impl<'a> Formatter<'a> {
 
 /// The files of one container instance, oldest first; the last is the one being written.
 async fn files_of(current: &Path) -> io::Result<Vec<PathBuf>> {
-    let (Some(dir), Some(name)) = (current.parent(), current.file_name().and_then(|name| name.to_str())) else {
+    let (Some(dir), Some(name)) = (
+        current.parent(),
+        current.file_name().and_then(|name| name.to_str()),
+    ) else {
         return Err(io::Error::from(io::ErrorKind::InvalidInput));
     };
     let rotated = format!("{name}.");
@@ -88,8 +105,15 @@ async fn files_of(current: &Path) -> io::Result<Vec<PathBuf>> {
     while let Some(entry) = entries.next_entry().await? {
         let found = entry.file_name();
         // The names of rotated files sort by time; unfinished (`.tmp`) and compressed files are not read.
-        let plain = |rest: &str| rest.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
-        if found.to_str().and_then(|found| found.strip_prefix(&rotated)).is_some_and(plain) {
+        let plain = |rest: &str| {
+            rest.bytes()
+                .all(|byte| byte.is_ascii_digit() || byte == b'-')
+        };
+        if found
+            .to_str()
+            .and_then(|found| found.strip_prefix(&rotated))
+            .is_some_and(plain)
+        {
             files.push(entry.path());
         }
     }
@@ -147,10 +171,17 @@ pub(super) async fn send(
     to: &mut (impl AsyncWrite + Unpin),
 ) -> io::Result<()> {
     // Watching begins before reading, so that nothing falls between.
-    let mut changes = if options.follow { Some(Changes::of(path)?) } else { None };
+    let mut changes = if options.follow {
+        Some(Changes::of(path)?)
+    } else {
+        None
+    };
     let mut files = files_of(path).await?;
     let (first, offset) = match options.tail {
-        Some(0) => (files.len() - 1, tokio::fs::metadata(path).await.map_or(0, |data| data.len())),
+        Some(0) => (
+            files.len() - 1,
+            tokio::fs::metadata(path).await.map_or(0, |data| data.len()),
+        ),
         Some(lines) => tail_start(&files, lines).await?,
         None => (0, 0),
     };
@@ -167,14 +198,18 @@ pub(super) async fn send(
             return Ok(());
         }
     }
-    let Some(current) = current else { return Ok(()) };
+    let Some(current) = current else {
+        return Ok(());
+    };
     let mut lines = Lines::open(&current, if first == files.len() { offset } else { 0 }).await?;
     loop {
         let ended = !*running.borrow_and_update();
         if !lines.show(&mut formatter, &mut out, to).await? {
             return Ok(());
         }
-        let Some(changes) = changes.as_mut().filter(|_| !ended) else { return Ok(()) };
+        let Some(changes) = changes.as_mut().filter(|_| !ended) else {
+            return Ok(());
+        };
         tokio::select! {
             // An error says that nobody knows of the container any more.
             changed = running.changed() => if changed.is_err() { return Ok(()) },
@@ -204,7 +239,11 @@ impl Lines {
         let mut file = File::open(path).await?;
         file.seek(SeekFrom::Start(offset)).await?;
         let identity = identity(&file.metadata().await?);
-        Ok(Lines { file, identity, pending: Vec::new() })
+        Ok(Lines {
+            file,
+            identity,
+            pending: Vec::new(),
+        })
     }
 
     /// Whether `path` is another file by now.
@@ -230,13 +269,20 @@ impl Lines {
             }
             let mut go_on = true;
             let mut done = 0;
-            while let Some(length) = self.pending[done..].iter().position(|byte| *byte == b'\n').filter(|_| go_on) {
+            while let Some(length) = self.pending[done..]
+                .iter()
+                .position(|byte| *byte == b'\n')
+                .filter(|_| go_on)
+            {
                 go_on = formatter.line(&self.pending[done..done + length], out);
                 done += length + 1;
             }
             self.pending.drain(..done);
             if self.pending.len() > MAX_LINE {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "a line of the log file has no end"));
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "a line of the log file has no end",
+                ));
             }
             to.write_all(out).await?;
             out.clear();
@@ -269,7 +315,8 @@ impl AsRawFd for Watched {
 impl Changes {
     fn of(path: &Path) -> io::Result<Changes> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-        let events = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO;
+        let events =
+            AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO;
         inotify.add_watch(path.parent().unwrap_or(path), events)?;
         // SAFETY: a `Watched` tells the same open descriptor, which its Inotify owns, until it is dropped.
         let inotify = unsafe { AsyncFd::register(Watched(inotify)) }?;
@@ -279,7 +326,8 @@ impl Changes {
     async fn next(&mut self) -> io::Result<()> {
         loop {
             let mut guard = self.inotify.readable().await?;
-            match guard.try_io(|inotify| inotify.get_ref().0.read_events().map_err(io::Error::from)) {
+            match guard.try_io(|inotify| inotify.get_ref().0.read_events().map_err(io::Error::from))
+            {
                 Ok(events) => return events.map(drop),
                 Err(_would_block) => {}
             }
@@ -299,7 +347,9 @@ mod tests {
 
     async fn shown(path: &Path, options: LogOptions) -> String {
         let mut out = Vec::new();
-        send(path, &options, watch::channel(false).1, &mut out).await.unwrap();
+        send(path, &options, watch::channel(false).1, &mut out)
+            .await
+            .unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -310,14 +360,74 @@ mod tests {
         std::fs::write(&path, FILE).unwrap();
         let with = LogOptions::default;
         assert_eq!(shown(&path, with()).await, "one\ntwo\nthree\n");
-        assert_eq!(shown(&path, LogOptions { stream: Some("stderr"), ..with() }).await, "two\n");
-        assert_eq!(shown(&path, LogOptions { tail: Some(3), ..with() }).await, "two\nthree\n");
-        assert_eq!(shown(&path, LogOptions { tail: Some(0), ..with() }).await, "");
-        assert_eq!(shown(&path, LogOptions { tail: Some(99), ..with() }).await, "one\ntwo\nthree\n");
-        assert_eq!(shown(&path, LogOptions { limit_bytes: Some(5), ..with() }).await, "one\nt");
+        assert_eq!(
+            shown(
+                &path,
+                LogOptions {
+                    stream: Some("stderr"),
+                    ..with()
+                }
+            )
+            .await,
+            "two\n"
+        );
+        assert_eq!(
+            shown(
+                &path,
+                LogOptions {
+                    tail: Some(3),
+                    ..with()
+                }
+            )
+            .await,
+            "two\nthree\n"
+        );
+        assert_eq!(
+            shown(
+                &path,
+                LogOptions {
+                    tail: Some(0),
+                    ..with()
+                }
+            )
+            .await,
+            ""
+        );
+        assert_eq!(
+            shown(
+                &path,
+                LogOptions {
+                    tail: Some(99),
+                    ..with()
+                }
+            )
+            .await,
+            "one\ntwo\nthree\n"
+        );
+        assert_eq!(
+            shown(
+                &path,
+                LogOptions {
+                    limit_bytes: Some(5),
+                    ..with()
+                }
+            )
+            .await,
+            "one\nt"
+        );
         let since = "2026-01-01T00:00:02Z".parse().ok();
-        assert_eq!(shown(&path, LogOptions { since, ..with() }).await, "two\nthree\n");
-        let stamped = shown(&path, LogOptions { timestamps: true, ..with() }).await;
+        assert_eq!(
+            shown(&path, LogOptions { since, ..with() }).await,
+            "two\nthree\n"
+        );
+        let stamped = shown(
+            &path,
+            LogOptions {
+                timestamps: true,
+                ..with()
+            },
+        )
+        .await;
         assert_eq!(stamped.lines().last(), Some("2026-01-01T00:00:03Z three"));
     }
 
@@ -325,11 +435,30 @@ mod tests {
     async fn rotated_files_are_read_first() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("0.log");
-        for (name, text) in [("0.log.20260101-000002", "b"), ("0.log.20260101-000001", "a"), ("0.log", "c"), ("0.log.x.gz", "no")] {
-            std::fs::write(dir.path().join(name), format!("2026-01-01T00:00:01Z stdout F {text}\n")).unwrap();
+        for (name, text) in [
+            ("0.log.20260101-000002", "b"),
+            ("0.log.20260101-000001", "a"),
+            ("0.log", "c"),
+            ("0.log.x.gz", "no"),
+        ] {
+            std::fs::write(
+                dir.path().join(name),
+                format!("2026-01-01T00:00:01Z stdout F {text}\n"),
+            )
+            .unwrap();
         }
         assert_eq!(shown(&path, LogOptions::default()).await, "a\nb\nc\n");
-        assert_eq!(shown(&path, LogOptions { tail: Some(2), ..Default::default() }).await, "b\nc\n");
+        assert_eq!(
+            shown(
+                &path,
+                LogOptions {
+                    tail: Some(2),
+                    ..Default::default()
+                }
+            )
+            .await,
+            "b\nc\n"
+        );
     }
 
     #[tokio::test]
@@ -340,7 +469,10 @@ mod tests {
         std::fs::write(&path, line("a")).unwrap();
         let (stop, running) = watch::channel(true);
         let (mut out, mut shown) = tokio::io::duplex(1024);
-        let options = LogOptions { follow: true, ..Default::default() };
+        let options = LogOptions {
+            follow: true,
+            ..Default::default()
+        };
         let log = path.clone();
         let following = tokio::spawn(async move { send(&log, &options, running, &mut out).await });
         let mut seen = [0; 2];
@@ -348,9 +480,16 @@ mod tests {
         std::fs::rename(&path, dir.path().join("0.log.20260101-000001")).unwrap();
         std::fs::write(dir.path().join("new"), line("b")).unwrap();
         std::fs::rename(dir.path().join("new"), &path).unwrap();
-        tokio::time::timeout(Duration::from_secs(5), shown.read_exact(&mut seen)).await.unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(5), shown.read_exact(&mut seen))
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(&seen, b"b\n");
         stop.send(false).unwrap();
-        tokio::time::timeout(Duration::from_secs(5), following).await.unwrap().unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(5), following)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
     }
 }

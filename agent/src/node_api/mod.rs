@@ -40,7 +40,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The running node API; dropping it stops accepting.
 pub struct NodeApi {
-    address: SocketAddr,
     _accepting: AbortOnDropHandle<()>,
 }
 
@@ -52,31 +51,38 @@ impl NodeApi {
     /// # Errors
     /// The port is taken, or the node's certificate cannot be read.
     pub async fn start(config: &AgentConfig, handle: AgentHandle) -> Result<NodeApi> {
-        let read = |path: &std::path::Path| std::fs::read(path).with_context(|| format!("reading {}", path.display()));
-        let (ca, cert, key) =
-            (read(&config.credentials.ca)?, read(&config.credentials.cert)?, read(&config.credentials.key)?);
+        let read = |path: &std::path::Path| {
+            std::fs::read(path).with_context(|| format!("reading {}", path.display()))
+        };
+        let (ca, cert, key) = (
+            read(&config.credentials.ca)?,
+            read(&config.credentials.cert)?,
+            read(&config.credentials.key)?,
+        );
         let mut tls = Arc::unwrap_or_clone(tls::server_config(&cert, &key, Some(&ca))?);
         // Upgrades, which most of this API is made of, exist only in HTTP/1.1.
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         let acceptor = TlsAcceptor::from(Arc::new(tls));
         let wanted = SocketAddr::from((Ipv4Addr::UNSPECIFIED, config.node_api_port));
-        let listener = TcpListener::bind(wanted).await.with_context(|| format!("listening on {wanted} for the node API"))?;
-        let address = listener.local_addr()?;
+        let listener = TcpListener::bind(wanted)
+            .await
+            .with_context(|| format!("listening on {wanted} for the node API"))?;
         let accepting = tokio::spawn(async move {
             loop {
                 match listener.accept().await {
-                    Ok((stream, _)) => drop(tokio::spawn(serve(acceptor.clone(), stream, handle.clone()))),
+                    Ok((stream, _)) => drop(tokio::spawn(serve(
+                        acceptor.clone(),
+                        stream,
+                        handle.clone(),
+                    ))),
                     // Out of descriptors, most likely: a pause lets others finish.
                     Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
                 }
             }
         });
-        Ok(NodeApi { address, _accepting: AbortOnDropHandle::new(accepting) })
-    }
-
-    /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
-        self.address
+        Ok(NodeApi {
+            _accepting: AbortOnDropHandle::new(accepting),
+        })
     }
 }
 
@@ -93,11 +99,21 @@ enum Caller {
 async fn serve(acceptor: TlsAcceptor, stream: tokio::net::TcpStream, handle: AgentHandle) {
     let _ = stream.set_nodelay(true);
     // A handshake that fails is the peer's to explain.
-    let Ok(Ok(stream)) = tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await else { return };
-    let caller = match stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()) {
+    let Ok(Ok(stream)) = tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await else {
+        return;
+    };
+    let caller = match stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .and_then(|chain| chain.first())
+    {
         None => Caller::Nobody,
         Some(cert) => match CertInfo::from_der(cert) {
-            Ok(cert) if cert.common_name == API_SERVER || cert.organizations.iter().any(|o| o == "system:masters") => {
+            Ok(cert)
+                if cert.common_name == API_SERVER
+                    || cert.organizations.iter().any(|o| o == "system:masters") =>
+            {
                 Caller::Allowed
             }
             _ => Caller::Stranger,
@@ -105,7 +121,9 @@ async fn serve(acceptor: TlsAcceptor, stream: tokio::net::TcpStream, handle: Age
     };
     let service = service_fn(move |request| {
         let handle = handle.clone();
-        async move { Ok::<_, std::convert::Infallible>(handlers::answer(&handle, caller, request).await) }
+        async move {
+            Ok::<_, std::convert::Infallible>(handlers::answer(&handle, caller, request).await)
+        }
     });
     let _ = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())

@@ -23,7 +23,11 @@ const CHUNK: usize = 32 * 1024;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Out {
     /// Bytes of a stream; `end` is the end of that direction of the stream. May be empty.
-    Data { channel: u32, bytes: Bytes, end: bool },
+    Data {
+        channel: u32,
+        bytes: Bytes,
+        end: bool,
+    },
     /// SPDY: the stream is accepted.
     Accept(u32),
     /// SPDY: the answer to a PING.
@@ -36,7 +40,9 @@ pub(super) enum Out {
 pub(super) fn reader(receiver: mpsc::Receiver<Bytes>) -> impl AsyncRead + Send + Unpin {
     let mut receiver = receiver;
     StreamReader::new(futures_util::stream::poll_fn(move |cx| {
-        receiver.poll_recv(cx).map(|bytes| bytes.map(Ok::<_, io::Error>))
+        receiver
+            .poll_recv(cx)
+            .map(|bytes| bytes.map(Ok::<_, io::Error>))
     }))
 }
 
@@ -50,19 +56,31 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn new(channel: u32, sender: mpsc::Sender<Out>) -> Writer {
-        Writer { channel, sender: PollSender::new(sender), ended: false }
+        Writer {
+            channel,
+            sender: PollSender::new(sender),
+            ended: false,
+        }
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, bytes: &[u8], end: bool) -> Poll<io::Result<()>> {
         let closed = || io::Error::from(io::ErrorKind::BrokenPipe);
         ready!(self.sender.poll_reserve(cx)).map_err(|_| closed())?;
-        let out = Out::Data { channel: self.channel, bytes: Bytes::copy_from_slice(bytes), end };
+        let out = Out::Data {
+            channel: self.channel,
+            bytes: Bytes::copy_from_slice(bytes),
+            end,
+        };
         Poll::Ready(self.sender.send_item(out).map_err(|_| closed()))
     }
 }
 
 impl AsyncWrite for Writer {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         if buf.is_empty() {
             return Poll::Ready(Ok(0));
         }
@@ -100,7 +118,12 @@ mod tests {
         writer.shutdown().await.unwrap();
         drop(writer);
         let mut seen = Vec::new();
-        while let Some(Out::Data { channel: 7, bytes, end }) = receiver.recv().await {
+        while let Some(Out::Data {
+            channel: 7,
+            bytes,
+            end,
+        }) = receiver.recv().await
+        {
             seen.push((bytes.len(), end));
         }
         assert_eq!(seen, [(CHUNK, false), (1, false), (0, true)]);

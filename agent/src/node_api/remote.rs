@@ -49,13 +49,31 @@ pub(super) struct Remote {
 
 impl Remote {
     /// Waits for the client's SPDY streams; `version` is that of the negotiated `vN.channel.k8s.io`.
-    pub(super) async fn over_spdy(mut connection: spdy::Connection, wanted: Wanted, version: u8) -> io::Result<Remote> {
+    pub(super) async fn over_spdy(
+        mut connection: spdy::Connection,
+        wanted: Wanted,
+        version: u8,
+    ) -> io::Result<Remote> {
         let resizes = wanted.tty && version >= 3;
-        let expected = 1 + [wanted.stdin, wanted.stdout, wanted.stderr && !wanted.tty, resizes].iter().filter(|b| **b).count();
-        let (mut stdin, mut stdout, mut stderr, mut resize, mut error) = (None, None, None, None, None);
+        let expected = 1 + [
+            wanted.stdin,
+            wanted.stdout,
+            wanted.stderr && !wanted.tty,
+            resizes,
+        ]
+        .iter()
+        .filter(|b| **b)
+        .count();
+        let (mut stdin, mut stdout, mut stderr, mut resize, mut error) =
+            (None, None, None, None, None);
         let open = async {
             for _ in 0..expected {
-                let Some(Stream { headers, reader, writer }) = connection.next().await else {
+                let Some(Stream {
+                    headers,
+                    reader,
+                    writer,
+                }) = connection.next().await
+                else {
                     return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
                 };
                 match headers.get("streamtype").map(String::as_str) {
@@ -64,22 +82,47 @@ impl Remote {
                     Some("stdout") => stdout = Some(writer),
                     Some("stderr") => stderr = Some(writer),
                     Some("resize") => resize = Some(reader),
-                    other => return Err(io::Error::new(io::ErrorKind::InvalidData, format!("unknown stream type {other:?}"))),
+                    other => {
+                        return Err(io::Error::new(
+                            io::ErrorKind::InvalidData,
+                            format!("unknown stream type {other:?}"),
+                        ));
+                    }
                 }
             }
             Ok(())
         };
-        tokio::time::timeout(OPEN_WITHIN, open).await.map_err(|_| io::ErrorKind::TimedOut)??;
+        tokio::time::timeout(OPEN_WITHIN, open)
+            .await
+            .map_err(|_| io::ErrorKind::TimedOut)??;
         let gone = Box::pin(async move { while connection.next().await.is_some() {} });
-        Ok(Remote { stdin, stdout, stderr, resize, error, structured: version >= 4, gone })
+        Ok(Remote {
+            stdin,
+            stdout,
+            stderr,
+            resize,
+            error,
+            structured: version >= 4,
+            gone,
+        })
     }
 
     /// Uses the channels of a WebSocket: 0 stdin, 1 stdout, 2 stderr, 3 error, 4 resize.
-    pub(super) fn over_websocket(mut channels: Channels, wanted: Wanted, structured: bool) -> Remote {
-        let mut input = |channel: u8| channels.inputs.remove(&channel).map(|r| Box::new(mux::reader(r)) as BoxedRead);
+    pub(super) fn over_websocket(
+        mut channels: Channels,
+        wanted: Wanted,
+        structured: bool,
+    ) -> Remote {
+        let mut input = |channel: u8| {
+            channels
+                .inputs
+                .remove(&channel)
+                .map(|r| Box::new(mux::reader(r)) as BoxedRead)
+        };
         let stdin = if wanted.stdin { input(0) } else { None };
         let resize = if wanted.tty { input(4) } else { None };
-        let writer = |channel, wanted: bool| wanted.then(|| Writer::new(channel, channels.out.clone()));
+        let writer =
+            |channel, wanted: bool| wanted.then(|| Writer::new(channel, channels.out.clone()));
         Remote {
             stdin,
             stdout: writer(1, wanted.stdout),
@@ -99,7 +142,10 @@ impl Remote {
         let text = match (&outcome, structured) {
             (Ok(_), true) | (Err(_), true) => end_status(&outcome).to_json(),
             (Ok(0), false) => Vec::new(),
-            (Ok(code), false) => format!("command terminated with non-zero exit code: exit status {code}").into_bytes(),
+            (Ok(code), false) => {
+                format!("command terminated with non-zero exit code: exit status {code}")
+                    .into_bytes()
+            }
             (Err(message), false) => message.clone().into_bytes(),
         };
         // The client may be gone already; there is nobody else to tell.
@@ -116,8 +162,15 @@ fn end_status(outcome: &Result<i32, String>) -> Status {
         Ok(0) => Status::success(),
         Ok(code) => {
             let message = format!("command terminated with non-zero exit code: exit status {code}");
-            let cause = StatusCause { reason: "ExitCode".into(), message: code.to_string(), ..Default::default() };
-            let details = StatusDetails { causes: vec![cause], ..Default::default() };
+            let cause = StatusCause {
+                reason: "ExitCode".into(),
+                message: code.to_string(),
+                ..Default::default()
+            };
+            let details = StatusDetails {
+                causes: vec![cause],
+                ..Default::default()
+            };
             Status::failure(0, Reason("NonZeroExitCode".into()), message).with_details(details)
         }
         Err(message) => Status::internal_error(message),
@@ -126,7 +179,15 @@ fn end_status(outcome: &Result<i32, String>) -> Status {
 
 /// Runs a command in a container for the client.
 pub(super) async fn exec(runtime: &Runtime, container: &str, spec: &ExecSpec, remote: Remote) {
-    let Remote { stdin, stdout, stderr, resize, error, structured, gone } = remote;
+    let Remote {
+        stdin,
+        stdout,
+        stderr,
+        resize,
+        error,
+        structured,
+        gone,
+    } = remote;
     let mut session = match runtime.exec(container, spec).await {
         Ok(session) => session,
         Err(failure) => return Remote::finish(error, structured, Err(failure.to_string())).await,
@@ -135,7 +196,12 @@ pub(super) async fn exec(runtime: &Runtime, container: &str, spec: &ExecSpec, re
     let input = tokio::spawn(feed(stdin, session.stdin.take()));
     let resizing = tokio::spawn(follow_size(resize, session.resizer()));
     let (from_stdout, from_stderr) = (session.stdout.take(), session.stderr.take());
-    let output = async { tokio::join!(pump(from_stdout, stdout, exited.clone()), pump(from_stderr, stderr, exited)) };
+    let output = async {
+        tokio::join!(
+            pump(from_stdout, stdout, exited.clone()),
+            pump(from_stderr, stderr, exited)
+        )
+    };
     let ended = async {
         let wait = async {
             let outcome = session.wait().await;
@@ -158,7 +224,15 @@ pub(super) async fn exec(runtime: &Runtime, container: &str, spec: &ExecSpec, re
 
 /// Joins the client to the streams of a container's own process.
 pub(super) async fn attach(runtime: &Runtime, container: &str, remote: Remote) {
-    let Remote { stdin, stdout, stderr, resize, error, structured, gone } = remote;
+    let Remote {
+        stdin,
+        stdout,
+        stderr,
+        resize,
+        error,
+        structured,
+        gone,
+    } = remote;
     let session = match runtime.attach(container).await {
         Ok(session) => session,
         Err(failure) => return Remote::finish(error, structured, Err(failure.to_string())).await,
@@ -172,7 +246,12 @@ pub(super) async fn attach(runtime: &Runtime, container: &str, remote: Remote) {
         }
     });
     let (_still_running, exited) = watch::channel(false);
-    let output = async { tokio::join!(pump(Some(session.stdout), stdout, exited.clone()), pump(session.stderr, stderr, exited)) };
+    let output = async {
+        tokio::join!(
+            pump(Some(session.stdout), stdout, exited.clone()),
+            pump(session.stderr, stderr, exited)
+        )
+    };
     tokio::select! {
         _ = output => Remote::finish(error, structured, Ok(0)).await,
         () = gone => {}
@@ -250,7 +329,13 @@ mod tests {
         assert_eq!(status["reason"], "NonZeroExitCode");
         assert_eq!(status["details"]["causes"][0]["reason"], "ExitCode");
         assert_eq!(status["details"]["causes"][0]["message"], "42");
-        assert_eq!(serde_json::to_value(end_status(&Ok(0))).unwrap()["status"], "Success");
-        assert_eq!(serde_json::to_value(end_status(&Err("no".into()))).unwrap()["status"], "Failure");
+        assert_eq!(
+            serde_json::to_value(end_status(&Ok(0))).unwrap()["status"],
+            "Success"
+        );
+        assert_eq!(
+            serde_json::to_value(end_status(&Err("no".into()))).unwrap()["status"],
+            "Failure"
+        );
     }
 }

@@ -19,7 +19,9 @@ async fn usage(handle: &AgentHandle) -> Vec<PodUsage> {
     let mut pods = Vec::new();
     for view in handle.pods() {
         // A pod that is just starting or ending has no figures, and is left out.
-        let Ok(pod) = handle.runtime().sandbox_stats(&view.uid).await else { continue };
+        let Ok(pod) = handle.runtime().sandbox_stats(&view.uid).await else {
+            continue;
+        };
         let mut containers = Vec::new();
         for container in view.containers.iter().filter(|container| container.running) {
             let Some(id) = &container.id else { continue };
@@ -27,7 +29,11 @@ async fn usage(handle: &AgentHandle) -> Vec<PodUsage> {
                 containers.push((container.name.clone(), stats));
             }
         }
-        pods.push(PodUsage { view, pod, containers });
+        pods.push(PodUsage {
+            view,
+            pod,
+            containers,
+        });
     }
     pods
 }
@@ -66,7 +72,10 @@ pub(super) async fn summary(handle: &AgentHandle) -> Value {
         })
         .collect();
     let node = handle.runtime().cgroup_stats("").await.unwrap_or_default();
-    let node = with(json!({"nodeName": handle.config().node_name}), cpu_and_memory(&node, &now));
+    let node = with(
+        json!({"nodeName": handle.config().node_name}),
+        cpu_and_memory(&node, &now),
+    );
     json!({"node": node, "pods": pods})
 }
 
@@ -78,20 +87,32 @@ pub(super) async fn resource_metrics(handle: &AgentHandle) -> String {
         // Writing to a string cannot fail.
         let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
         for usage in &pods {
-            let (namespace, pod) = (usage.view.pod.metadata.namespace.as_deref(), usage.view.pod.metadata.name.as_deref());
+            let (namespace, pod) = (
+                usage.view.pod.metadata.namespace.as_deref(),
+                usage.view.pod.metadata.name.as_deref(),
+            );
             for (container, stats) in &usage.containers {
                 if let Some(value) = value(stats) {
                     let (namespace, pod) = (namespace.unwrap_or_default(), pod.unwrap_or_default());
-                    let _ = writeln!(text, "{name}{{container=\"{container}\",namespace=\"{namespace}\",pod=\"{pod}\"}} {value}");
+                    let _ = writeln!(
+                        text,
+                        "{name}{{container=\"{container}\",namespace=\"{namespace}\",pod=\"{pod}\"}} {value}"
+                    );
                 }
             }
         }
     };
-    family("container_cpu_usage_seconds_total", "counter", "CPU time used, in core-seconds", &|stats| {
-        stats.cpu_usage_ns.map(|ns| ns as f64 / 1e9)
-    });
-    family("container_memory_working_set_bytes", "gauge", "Working set, in bytes", &|stats| {
-        stats.memory_working_set.map(|bytes| bytes as f64)
-    });
+    family(
+        "container_cpu_usage_seconds_total",
+        "counter",
+        "CPU time used, in core-seconds",
+        &|stats| stats.cpu_usage_ns.map(|ns| ns as f64 / 1e9),
+    );
+    family(
+        "container_memory_working_set_bytes",
+        "gauge",
+        "Working set, in bytes",
+        &|stats| stats.memory_working_set.map(|bytes| bytes as f64),
+    );
     text
 }

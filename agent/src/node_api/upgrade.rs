@@ -3,7 +3,10 @@
 use std::future::Future;
 
 use amphipod_api::status::{Reason, Status};
-use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
+use http::header::{
+    CONNECTION, HeaderMap, HeaderName, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
+    SEC_WEBSOCKET_PROTOCOL, UPGRADE,
+};
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::Upgraded;
@@ -28,13 +31,16 @@ pub(super) fn choose(
     spdy: &[&'static str],
     websocket: &[&'static str],
 ) -> Result<Switch, Status> {
-    let wants = |protocol: &str| words(headers, &UPGRADE).any(|word| word.eq_ignore_ascii_case(protocol));
+    let wants =
+        |protocol: &str| words(headers, &UPGRADE).any(|word| word.eq_ignore_ascii_case(protocol));
     if !words(headers, &CONNECTION).any(|word| word.eq_ignore_ascii_case("upgrade")) {
         return Err(Status::bad_request("Upgrade request required"));
     }
     let pick = |name: &HeaderName, ours: &[&'static str]| {
         let offered: Vec<&str> = words(headers, name).collect();
-        let chosen = ours.iter().find(|ours| offered.contains(*ours) || (ours.is_empty() && offered.is_empty()));
+        let chosen = ours
+            .iter()
+            .find(|ours| offered.contains(*ours) || (ours.is_empty() && offered.is_empty()));
         chosen.copied().ok_or_else(|| {
             let message = format!("unable to negotiate a protocol: client supports {offered:?}, server supports {ours:?}");
             Status::failure(403, Reason("Forbidden".into()), message)
@@ -45,18 +51,30 @@ pub(super) fn choose(
     } else if wants("SPDY/3.1") {
         Ok(Switch::Spdy(pick(&STREAM_PROTOCOL, spdy)?))
     } else {
-        Err(Status::bad_request("unable to upgrade: only SPDY/3.1 and websocket are spoken here"))
+        Err(Status::bad_request(
+            "unable to upgrade: only SPDY/3.1 and websocket are spoken here",
+        ))
     }
 }
 
 /// The comma-separated words of all headers called `name`.
 fn words<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
-    let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).map(str::trim).filter(|word| !word.is_empty())
+    let values = headers
+        .get_all(name)
+        .into_iter()
+        .filter_map(|value| value.to_str().ok());
+    values
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .filter(|word| !word.is_empty())
 }
 
 /// Answers 101 and gives the connection to `then`, in a task of its own.
-pub(super) fn switch<F>(request: Request<Incoming>, to: &Switch, then: impl FnOnce(TokioIo<Upgraded>) -> F + Send + 'static) -> Answer
+pub(super) fn switch<F>(
+    request: Request<Incoming>,
+    to: &Switch,
+    then: impl FnOnce(TokioIo<Upgraded>) -> F + Send + 'static,
+) -> Answer
 where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -71,7 +89,11 @@ where
         }
         Switch::WebSocket(protocol) => {
             headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-            let key = request.headers().get(SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes).unwrap_or_default();
+            let key = request
+                .headers()
+                .get(SEC_WEBSOCKET_KEY)
+                .map(HeaderValue::as_bytes)
+                .unwrap_or_default();
             // The key is base64 by construction, which every header may hold.
             if let Ok(accept) = HeaderValue::from_str(&derive_accept_key(key)) {
                 headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
@@ -95,19 +117,52 @@ mod tests {
     use super::*;
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
+        pairs
+            .iter()
+            .map(|(name, value)| {
+                (
+                    HeaderName::from_static(name),
+                    HeaderValue::from_static(value),
+                )
+            })
+            .collect()
     }
 
     #[test]
     fn the_best_common_protocol_is_chosen() {
         let spdy = ["v4.channel.k8s.io", "v3.channel.k8s.io"];
         let websocket = ["v5.channel.k8s.io", "v4.channel.k8s.io", ""];
-        let offer = headers(&[("connection", "Upgrade"), ("upgrade", "SPDY/3.1"), ("x-stream-protocol-version", "v3.channel.k8s.io, v4.channel.k8s.io")]);
-        assert_eq!(choose(&offer, &spdy, &websocket).unwrap(), Switch::Spdy("v4.channel.k8s.io"));
-        let offer = headers(&[("connection", "keep-alive, upgrade"), ("upgrade", "websocket")]);
-        assert_eq!(choose(&offer, &spdy, &websocket).unwrap(), Switch::WebSocket(""));
-        let offer = headers(&[("connection", "upgrade"), ("upgrade", "websocket"), ("sec-websocket-protocol", "v9.channel.k8s.io")]);
+        let offer = headers(&[
+            ("connection", "Upgrade"),
+            ("upgrade", "SPDY/3.1"),
+            (
+                "x-stream-protocol-version",
+                "v3.channel.k8s.io, v4.channel.k8s.io",
+            ),
+        ]);
+        assert_eq!(
+            choose(&offer, &spdy, &websocket).unwrap(),
+            Switch::Spdy("v4.channel.k8s.io")
+        );
+        let offer = headers(&[
+            ("connection", "keep-alive, upgrade"),
+            ("upgrade", "websocket"),
+        ]);
+        assert_eq!(
+            choose(&offer, &spdy, &websocket).unwrap(),
+            Switch::WebSocket("")
+        );
+        let offer = headers(&[
+            ("connection", "upgrade"),
+            ("upgrade", "websocket"),
+            ("sec-websocket-protocol", "v9.channel.k8s.io"),
+        ]);
         assert_eq!(choose(&offer, &spdy, &websocket).unwrap_err().code, 403);
-        assert_eq!(choose(&HeaderMap::new(), &spdy, &websocket).unwrap_err().code, 400);
+        assert_eq!(
+            choose(&HeaderMap::new(), &spdy, &websocket)
+                .unwrap_err()
+                .code,
+            400
+        );
     }
 }

@@ -14,7 +14,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_util::io::{CopyToBytes, SinkWriter, StreamReader};
 
 use super::mux::{Out, QUEUE};
@@ -32,7 +33,10 @@ pub(crate) enum Encoding {
 /// Wraps an upgraded connection.
 async fn server_side<T: AsyncRead + AsyncWrite + Unpin>(io: T) -> WebSocketStream<T> {
     // Messages of 64 KiB at most are what clients send; the limits keep a hostile one from filling memory.
-    let config = WebSocketConfig::default().max_message_size(Some(1 << 20)).max_frame_size(Some(1 << 20)).read_buffer_size(16 << 10);
+    let config = WebSocketConfig::default()
+        .max_message_size(Some(1 << 20))
+        .max_frame_size(Some(1 << 20))
+        .read_buffer_size(16 << 10);
     WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await
 }
 
@@ -50,8 +54,13 @@ where
                 _ => None,
             })
         });
-    let messages = sink.sink_map_err(io::Error::other).with(|bytes: Bytes| future::ok::<_, io::Error>(Message::Binary(bytes)));
-    tokio::io::join(StreamReader::new(bytes), SinkWriter::new(CopyToBytes::new(messages)))
+    let messages = sink
+        .sink_map_err(io::Error::other)
+        .with(|bytes: Bytes| future::ok::<_, io::Error>(Message::Binary(bytes)));
+    tokio::io::join(
+        StreamReader::new(bytes),
+        SinkWriter::new(CopyToBytes::new(messages)),
+    )
 }
 
 /// Channels of one connection as their handler holds them. The connection is closed, after everything was sent, when this and all
@@ -80,7 +89,9 @@ where
     let (client_gone, closed) = tokio::sync::oneshot::channel();
     let reading = tokio::spawn(async move {
         while let Some(Ok(message)) = stream.next().await {
-            let Some((channel, bytes)) = decode(message) else { continue };
+            let Some((channel, bytes)) = decode(message) else {
+                continue;
+            };
             if channel == CLOSE {
                 senders.remove(&bytes.first().copied().unwrap_or(CLOSE));
             } else if let Some(sender) = senders.get(&channel)
@@ -94,15 +105,39 @@ where
     tokio::spawn(async move {
         while let Some(out) = outgoing.recv().await {
             // The channel protocols know no end of a single channel in this direction.
-            let Out::Data { channel, bytes, end: false } = out else { continue };
-            if sink.send(encode(encoding, channel as u8, &bytes)).await.is_err() {
+            let Out::Data {
+                channel,
+                bytes,
+                end: false,
+            } = out
+            else {
+                continue;
+            };
+            if sink
+                .send(encode(encoding, channel as u8, &bytes))
+                .await
+                .is_err()
+            {
                 break;
             }
         }
+        let _ = sink.send(goodbye()).await;
         let _ = sink.close().await;
         reading.abort();
     });
-    Channels { out, inputs: receivers, closed }
+    Channels {
+        out,
+        inputs: receivers,
+        closed,
+    }
+}
+
+/// The end that clients take for a good one: a close frame without a code is an error to them, which overtakes what was sent before.
+fn goodbye() -> Message {
+    Message::Close(Some(CloseFrame {
+        code: CloseCode::Normal,
+        reason: "".into(),
+    }))
 }
 
 fn decode(message: Message) -> Option<(u8, Bytes)> {
@@ -124,12 +159,18 @@ fn encode(encoding: Encoding, channel: u8, bytes: &[u8]) -> Message {
             message.extend_from_slice(bytes);
             Message::Binary(message.freeze())
         }
-        Encoding::Base64 => Message::Text(format!("{}{}", char::from(b'0' + channel), BASE64.encode(bytes)).into()),
+        Encoding::Base64 => {
+            Message::Text(format!("{}{}", char::from(b'0' + channel), BASE64.encode(bytes)).into())
+        }
     }
 }
 
 /// Sends everything from `from` as binary messages without channels (`binary.k8s.io`), or as base64 text; for logs.
-pub(crate) async fn copy_out<T>(io: T, encoding: Encoding, mut from: impl AsyncRead + Unpin) -> io::Result<()>
+pub(crate) async fn copy_out<T>(
+    io: T,
+    encoding: Encoding,
+    mut from: impl AsyncRead + Unpin,
+) -> io::Result<()>
 where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -145,6 +186,7 @@ where
             sink.send(message).await.map_err(io::Error::other)?;
             buffer.reserve(32 << 10);
         }
+        sink.send(goodbye()).await.map_err(io::Error::other)?;
         sink.close().await.map_err(io::Error::other)
     };
     let client_gone = async { while let Some(Ok(_)) = stream.next().await {} };
@@ -162,7 +204,10 @@ mod tests {
     fn messages_carry_a_channel_in_both_encodings() {
         for encoding in [Encoding::Binary, Encoding::Base64] {
             let message = encode(encoding, 3, b"some bytes \xff");
-            assert_eq!(decode(message), Some((3, Bytes::from_static(b"some bytes \xff"))));
+            assert_eq!(
+                decode(message),
+                Some((3, Bytes::from_static(b"some bytes \xff")))
+            );
         }
         assert_eq!(decode(Message::Binary(Bytes::new())), None);
         assert_eq!(decode(Message::Text("".into())), None);

@@ -223,6 +223,8 @@ impl Actor {
             }
         }
         self.deps.objects.uses(&self.uid, &Default::default());
+        // The database forgets last: whatever is cut short here is done again at the next start.
+        ops::forget(self.deps.clone(), self.pod.clone()).await;
         if let Err(error) = self.deps.store.remove_pod(self.uid.clone()).await {
             tracing::warn!(
                 pod = pod_of(&self.pod),
@@ -230,7 +232,6 @@ impl Actor {
                 "a deleted pod could not be removed from the database"
             );
         }
-        ops::forget(self.deps.clone(), self.pod.clone()).await;
     }
 
     /// Decides and acts until there is nothing more to do now; when to look again.

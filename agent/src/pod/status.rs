@@ -214,6 +214,7 @@ fn container_status(
     let started = running && s.started;
     let ready = match c.kind {
         ContainerKind::Init => s.exit().is_some_and(|e| e.code == 0),
+        ContainerKind::Ephemeral => false,
         _ => started && (s.ready || !c.readiness_probe) && !over,
     };
     // A container that never ran in this sandbox still shows the identity of its last instance.

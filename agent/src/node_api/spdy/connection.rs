@@ -50,7 +50,10 @@ pub(crate) fn accept(io: impl AsyncRead + AsyncWrite + Send + 'static) -> Connec
         // Nothing can be sent any more, so nothing is worth being read.
         reading.abort();
     });
-    Connection { streams, _open: out }
+    Connection {
+        streams,
+        _open: out,
+    }
 }
 
 async fn read_frames(
@@ -62,14 +65,28 @@ async fn read_frames(
     let mut inputs: HashMap<u32, mpsc::Sender<Bytes>> = HashMap::new();
     while let Some(frame) = frame::read(&mut from, &mut decoder).await? {
         let Some(out) = out.upgrade() else { break };
-        let send = |message| async { out.send(message).await.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe)) };
+        let send = |message| async {
+            out.send(message)
+                .await
+                .map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
+        };
         match frame {
-            Frame::Open { stream, .. } if inputs.len() >= MAX_STREAMS => send(Out::Reset(stream)).await?,
-            Frame::Open { stream, headers, end } => {
+            Frame::Open { stream, .. } if inputs.len() >= MAX_STREAMS => {
+                send(Out::Reset(stream)).await?
+            }
+            Frame::Open {
+                stream,
+                headers,
+                end,
+            } => {
                 let (input, receiver) = mpsc::channel(QUEUE);
                 send(Out::Accept(stream)).await?;
                 let reader = Box::new(mux::reader(receiver));
-                let accepted = Stream { headers, reader, writer: Writer::new(stream, out.clone()) };
+                let accepted = Stream {
+                    headers,
+                    reader,
+                    writer: Writer::new(stream, out.clone()),
+                };
                 if opened.send(accepted).await.is_err() {
                     // The handler takes no more streams; those that are open go on.
                     send(Out::Reset(stream)).await?;
@@ -98,7 +115,10 @@ async fn read_frames(
     Ok(())
 }
 
-async fn write_frames(mut to: impl AsyncWrite + Unpin, mut outgoing: mpsc::Receiver<Out>) -> io::Result<()> {
+async fn write_frames(
+    mut to: impl AsyncWrite + Unpin,
+    mut outgoing: mpsc::Receiver<Out>,
+) -> io::Result<()> {
     let mut encoder = Encoder::new()?;
     let mut buffer = Vec::new();
     while let Some(out) = outgoing.recv().await {

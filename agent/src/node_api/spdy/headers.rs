@@ -32,7 +32,10 @@ fn dictionary() -> Vec<u8> {
     let mut bytes = Vec::with_capacity(1423);
     for word in WORDS.split(' ') {
         bytes.extend_from_slice(&(word.len() as u32).to_be_bytes());
-        bytes.extend(word.bytes().map(|byte| if byte == b'_' { b' ' } else { byte }));
+        bytes.extend(
+            word.bytes()
+                .map(|byte| if byte == b'_' { b' ' } else { byte }),
+        );
     }
     bytes.extend_from_slice(TAIL.as_bytes());
     bytes
@@ -45,7 +48,9 @@ pub(super) struct Decoder {
 
 impl Decoder {
     pub(super) fn new() -> Decoder {
-        Decoder { zlib: Decompress::new(true) }
+        Decoder {
+            zlib: Decompress::new(true),
+        }
     }
 
     /// Decompresses and reads one block.
@@ -57,16 +62,22 @@ impl Decoder {
             }
             block.reserve(4096);
             let (read, written) = (self.zlib.total_in(), self.zlib.total_out());
-            let outcome = self.zlib.decompress_vec(compressed, &mut block, FlushDecompress::Sync);
+            let outcome = self
+                .zlib
+                .decompress_vec(compressed, &mut block, FlushDecompress::Sync);
             compressed = &compressed[(self.zlib.total_in() - read) as usize..];
             match outcome {
                 Err(error) if error.needs_dictionary().is_some() => {
-                    self.zlib.set_dictionary(&dictionary()).map_err(|_| invalid("unknown compression dictionary"))?;
+                    self.zlib
+                        .set_dictionary(&dictionary())
+                        .map_err(|_| invalid("unknown compression dictionary"))?;
                 }
                 Err(_) => return Err(invalid("header block is not compressed as it should be")),
                 Ok(Status::StreamEnd) => return parse(&block),
                 // Everything was taken in, and there was room for more output: the block is whole.
-                Ok(_) if compressed.is_empty() && block.len() < block.capacity() => return parse(&block),
+                Ok(_) if compressed.is_empty() && block.len() < block.capacity() => {
+                    return parse(&block);
+                }
                 Ok(_) if self.zlib.total_in() == read && self.zlib.total_out() == written => {
                     return Err(invalid("header block stops short"));
                 }
@@ -84,7 +95,8 @@ pub(super) struct Encoder {
 impl Encoder {
     pub(super) fn new() -> io::Result<Encoder> {
         let mut zlib = Compress::new(Compression::fast(), true);
-        zlib.set_dictionary(&dictionary()).map_err(io::Error::other)?;
+        zlib.set_dictionary(&dictionary())
+            .map_err(io::Error::other)?;
         Ok(Encoder { zlib })
     }
 
@@ -99,7 +111,9 @@ impl Encoder {
         let mut compressed = Vec::with_capacity(block.len() + 64);
         loop {
             let read = self.zlib.total_in();
-            self.zlib.compress_vec(rest, &mut compressed, FlushCompress::Sync).map_err(io::Error::other)?;
+            self.zlib
+                .compress_vec(rest, &mut compressed, FlushCompress::Sync)
+                .map_err(io::Error::other)?;
             rest = &rest[(self.zlib.total_in() - read) as usize..];
             if rest.is_empty() && compressed.len() < compressed.capacity() {
                 return Ok(compressed);
@@ -116,13 +130,17 @@ fn invalid(what: &'static str) -> io::Error {
 /// Reads the uncompressed form: a count, then names and values, each after its length.
 fn parse(block: &[u8]) -> io::Result<Headers> {
     fn number<'a>(block: &mut &'a [u8]) -> io::Result<usize> {
-        let (head, rest) = block.split_first_chunk::<4>().ok_or_else(|| invalid("header block stops short"))?;
+        let (head, rest) = block
+            .split_first_chunk::<4>()
+            .ok_or_else(|| invalid("header block stops short"))?;
         *block = rest;
         Ok(u32::from_be_bytes(*head) as usize)
     }
     fn text(block: &mut &[u8]) -> io::Result<String> {
         let length = number(block)?;
-        let (head, rest) = block.split_at_checked(length).ok_or_else(|| invalid("header block stops short"))?;
+        let (head, rest) = block
+            .split_at_checked(length)
+            .ok_or_else(|| invalid("header block stops short"))?;
         *block = rest;
         Ok(String::from_utf8_lossy(head).into_owned())
     }
@@ -142,7 +160,10 @@ mod tests {
     use super::*;
 
     fn headers(pairs: &[(&str, &str)]) -> Headers {
-        pairs.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect()
+        pairs
+            .iter()
+            .map(|(name, value)| (name.to_string(), value.to_string()))
+            .collect()
     }
 
     /// The dictionary's identifier in the protocol is its Adler-32, which zlib writes after the two header bytes.
@@ -157,7 +178,11 @@ mod tests {
     fn blocks_of_one_connection_share_a_context() {
         let (mut encoder, mut decoder) = (Encoder::new().unwrap(), Decoder::new());
         for step in 0..50 {
-            let sent = headers(&[("streamtype", "stdin"), ("step", &step.to_string()), ("long", &"x".repeat(step * 300))]);
+            let sent = headers(&[
+                ("streamtype", "stdin"),
+                ("step", &step.to_string()),
+                ("long", &"x".repeat(step * 300)),
+            ]);
             let compressed = encoder.encode(&sent).unwrap();
             assert_eq!(decoder.decode(&compressed).unwrap(), sent);
         }

@@ -8,6 +8,7 @@
 //! own writes the next time it looks.
 
 mod claims;
+mod deployment;
 mod memo;
 mod namespace_defaults;
 mod node_ipam;
@@ -180,6 +181,7 @@ fn all() -> Vec<Arc<dyn Controller>> {
         Arc::new(node_ipam::NodeIpam::default()),
         Arc::new(node_lifecycle::NodeLifecycle),
         Arc::new(replica_set::ReplicaSets::default()),
+        Arc::new(deployment::Deployments::default()),
     ]
 }
 

@@ -253,6 +253,9 @@ impl Place {
         self.cgroups.ensure(&cgroup)?;
         self.cgroups
             .apply(&cgroup, &self.container_resources(&spec.resources))?;
+        if let Some(rules) = oci::device_filter(spec)? {
+            self.cgroups.restrict_devices(&cgroup, &rules);
+        }
         write_json(&run.join(keeper::PROCESS_FILE), &plan)?;
         write_json(&run.join(keeper::ROOT_FILE), &root)?;
         write_json(&run.join("config.json"), &config)?;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::cgroup::Cgroups;
+use crate::cgroup::{Cgroups, DeviceRule, MKNOD, READ, WRITE};
 use crate::error::{Error, IoContext, Result};
 use crate::keeper::RootPlan;
 use crate::process::ProcessPlan;
@@ -22,6 +22,8 @@ pub(crate) struct Host {
     /// Our own bounding set: nobody below us gets more.
     pub bounding: u64,
     pub can_raise_limits: bool,
+    /// The kernel's own ceiling of open files, for anybody.
+    pub nr_open: u64,
     /// Our own, which is the lowest we may give without CAP_SYS_RESOURCE.
     pub oom_score_adj: i32,
     /// Hard limits by resource number.
@@ -48,6 +50,10 @@ impl Host {
         Ok(Host {
             bounding: caps::from_status("CapBnd").context(what)? & effective,
             can_raise_limits: effective & caps::bit("SYS_RESOURCE").unwrap_or(0) != 0,
+            nr_open: std::fs::read_to_string("/proc/sys/fs/nr_open")
+                .ok()
+                .and_then(|s| s.trim().parse().ok())
+                .unwrap_or(1 << 20),
             oom_score_adj: std::fs::read_to_string("/proc/self/oom_score_adj")
                 .ok()
                 .and_then(|s| s.trim().parse().ok())
@@ -204,8 +210,14 @@ fn rlimits(spec: &ContainerSpec, host: &Host) -> Result<Vec<(i32, u64, u64)>> {
             .find(|(name, _)| *name == limit.kind)
             .map(|(_, number)| *number)
             .ok_or_else(|| Error::Invalid(format!("unknown resource limit {:?}", limit.kind)))?;
-        let ceiling = host.rlimits.get(&number).copied().unwrap_or(u64::MAX);
-        let hard = if limit.hard > ceiling && !host.can_raise_limits {
+        let own = host.rlimits.get(&number).copied().unwrap_or(u64::MAX);
+        let ceiling = match (host.can_raise_limits, limit.kind.as_str()) {
+            (false, _) => own,
+            (true, "RLIMIT_NOFILE") => host.nr_open,
+            (true, _) => u64::MAX,
+        };
+        let hard = limit.hard.min(ceiling);
+        if hard < limit.hard {
             tracing::warn!(
                 container = spec.id,
                 kind = limit.kind,
@@ -213,10 +225,7 @@ fn rlimits(spec: &ContainerSpec, host: &Host) -> Result<Vec<(i32, u64, u64)>> {
                 ceiling,
                 "hard limit above this box's: clipped"
             );
-            ceiling
-        } else {
-            limit.hard
-        };
+        }
         Ok((number, limit.soft.min(hard), hard))
     };
     spec.rlimits.iter().map(resolve).collect()
@@ -610,22 +619,50 @@ fn host_devices(directory: &Path) -> Vec<Device> {
     found
 }
 
+fn access(device: &Device) -> &str {
+    if device.permissions.is_empty() {
+        "rwm"
+    } else {
+        &device.permissions
+    }
+}
+
+/// For version 1. libcontainer adds what every container may use.
 fn device_rules(spec: &ContainerSpec) -> Result<Vec<Value>> {
     if spec.privileged {
         return Ok(vec![json!({"allow": true, "access": "rwm"})]);
     }
-    // libcontainer adds what every container may use.
     let mut rules = vec![json!({"allow": false, "access": "rwm"})];
     for device in &spec.devices {
         let (kind, major, minor, ..) = inspect(device)?;
-        let access = if device.permissions.is_empty() {
-            "rwm"
-        } else {
-            &device.permissions
-        };
-        rules.push(json!({"allow": true, "type": kind.to_string(), "major": major, "minor": minor, "access": access}));
+        rules.push(json!({
+            "allow": true, "type": kind.to_string(), "major": major, "minor": minor, "access": access(device),
+        }));
     }
     Ok(rules)
+}
+
+/// For version 2; `None` = anything.
+pub(crate) fn device_filter(spec: &ContainerSpec) -> Result<Option<Vec<DeviceRule>>> {
+    if spec.privileged {
+        return Ok(None);
+    }
+    let rule = |device: &Device| {
+        let (kind, major, minor, ..) = inspect(device)?;
+        let bits = access(device).chars().map(|c| match c {
+            'r' => READ,
+            'w' => WRITE,
+            'm' => MKNOD,
+            _ => 0,
+        });
+        Ok(DeviceRule {
+            block: kind == 'b',
+            major: u32::try_from(major).ok(),
+            minor: u32::try_from(minor).ok(),
+            access: bits.fold(0, |all, bit| all | bit),
+        })
+    };
+    spec.devices.iter().map(rule).collect::<Result<_>>().map(Some)
 }
 
 #[cfg(test)]
@@ -637,6 +674,7 @@ mod tests {
         Host {
             bounding: !(1 << 24),
             can_raise_limits: false,
+            nr_open: 1 << 20,
             oom_score_adj: 0,
             rlimits: [(libc::RLIMIT_NOFILE as i32, 1000)].into(),
             unified_cgroups: false,

@@ -6,6 +6,7 @@
 //! Plain file writes rather than a crate: libcontainer's `libcgroups` makes the containers' own groups; the ready-made crates for the rest
 //! bring a D-Bus stack with them.
 
+mod devices;
 mod limits;
 mod stats;
 
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{IoContext, Result};
 use crate::spec::Resources;
+pub(crate) use devices::{DeviceRule, MKNOD, READ, WRITE};
 
 /// A mounted version 1 hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,17 +146,17 @@ impl Cgroups {
             .collect()
     }
 
-    /// Makes the group and its missing ancestors and, in version 2, hands down the controllers to its children.
+    /// Makes the group and its missing ancestors and, in version 2, hands down the controllers to it.
     pub(crate) fn ensure(&self, path: &str) -> Result<()> {
         let parts: Vec<&str> = path.split('/').filter(|p| !p.is_empty()).collect();
         if self.unified() {
             let Some(root) = &self.v2 else { return Ok(()) };
             let mut directory = root.clone();
-            hand_down(&directory);
             for part in parts {
+                // Not the last one: a group that hands down controllers takes no processes.
+                hand_down(&directory);
                 directory.push(part);
                 make(&directory)?;
-                hand_down(&directory);
             }
             return Ok(());
         }
@@ -205,6 +207,18 @@ impl Cgroups {
             }
         }
         Ok(())
+    }
+
+    /// Restricts a container's group to the standard devices and `more`, where version 2 rules. Where the kernel cannot, a log line says so.
+    pub(crate) fn restrict_devices(&self, path: &str, more: &[DeviceRule]) {
+        if !self.unified() {
+            return;
+        }
+        if let Some(directory) = self.directory("", path)
+            && let Err(e) = devices::restrict(&directory, more)
+        {
+            tracing::warn!(path, error = %e, "devices are not restricted: the kernel takes no device filter");
+        }
     }
 
     /// All processes in the group and below.

@@ -170,6 +170,7 @@ fn mount_root(run: &Path, root: &RootPlan) -> Result<(), Failure> {
         mount::propagation(Path::new("/"), MsFlags::MS_REC | MsFlags::MS_SLAVE).map_err(what)?;
     }
     let target = run.join(ROOT_DIRECTORY);
+    let shelf = run.join("layers");
     let overlay = |volatile| mount::Overlay {
         layers: &root.layers,
         upper: &root.upper,
@@ -178,9 +179,9 @@ fn mount_root(run: &Path, root: &RootPlan) -> Result<(), Failure> {
     };
     // Kernels before 5.10 have no volatile overlays.
     overlay(true)
-        .mount(&target)
+        .mount(&target, &shelf)
         .or_else(|e| match e.raw_os_error() {
-            Some(libc::EINVAL) => overlay(false).mount(&target),
+            Some(libc::EINVAL) => overlay(false).mount(&target, &shelf),
             _ => Err(e),
         })
         .map_err(what)?;

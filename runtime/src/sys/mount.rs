@@ -1,8 +1,6 @@
-//! Mounts: mount(2), and fsopen(2) where an overlay has more layers than an option string can hold.
+//! Mounts: mount(2).
 
-use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -56,10 +54,10 @@ pub(crate) struct Overlay<'a> {
 }
 
 impl Overlay<'_> {
-    /// The option string of mount(2), or `None` if it would be too long.
-    fn options(&self) -> Option<Vec<u8>> {
+    /// The option string of mount(2), with the layers called as given, lowest first.
+    fn options(&self, layers: &[PathBuf]) -> Vec<u8> {
         let mut options = b"lowerdir=".to_vec();
-        for (i, layer) in self.layers.iter().rev().enumerate() {
+        for (i, layer) in layers.iter().rev().enumerate() {
             if i > 0 {
                 options.push(b':');
             }
@@ -72,90 +70,34 @@ impl Overlay<'_> {
         if self.volatile {
             options.extend_from_slice(b",volatile");
         }
-        (options.len() <= MAX_OPTIONS).then_some(options)
+        options
     }
 
-    pub(crate) fn mount(&self, target: &Path) -> io::Result<()> {
-        match self.options() {
-            Some(options) => {
-                mount(
-                    Some("overlay"),
-                    target,
-                    Some("overlay"),
-                    MsFlags::empty(),
-                    Some(std::ffi::OsStr::from_bytes(&options)),
-                )?;
-                Ok(())
+    /// Mounts at `target`. If the layers' names are too long for one option string, they get short ones: links in `shelf`, which becomes
+    /// the working directory.
+    pub(crate) fn mount(&self, target: &Path, shelf: &Path) -> io::Result<()> {
+        let mut options = self.options(self.layers);
+        if options.len() > MAX_OPTIONS {
+            std::fs::create_dir_all(shelf)?;
+            std::env::set_current_dir(shelf)?;
+            let mut short = Vec::with_capacity(self.layers.len());
+            for (n, layer) in self.layers.iter().enumerate() {
+                let name = PathBuf::from(n.to_string());
+                match std::os::unix::fs::symlink(layer, &name) {
+                    Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+                    _ => short.push(name),
+                }
             }
-            None => self.mount_new_api(target),
+            options = self.options(&short);
         }
-    }
-
-    /// One `lowerdir+` at a time (Linux 6.5).
-    fn mount_new_api(&self, target: &Path) -> io::Result<()> {
-        const FSCONFIG_SET_FLAG: u32 = 0;
-        const FSCONFIG_SET_STRING: u32 = 1;
-        const FSCONFIG_CMD_CREATE: u32 = 6;
-        let fs = {
-            // SAFETY: a constant C string; the result is a new descriptor or an error.
-            let fd = check(unsafe { libc::syscall(libc::SYS_fsopen, c"overlay".as_ptr(), 1) })?;
-            // SAFETY: as above.
-            unsafe { OwnedFd::from_raw_fd(fd as i32) }
-        };
-        let config = |command: u32, key: Option<&str>, value: Option<&Path>| -> io::Result<()> {
-            let key = key.map(CString::new).transpose()?;
-            let value = value
-                .map(|v| CString::new(v.as_os_str().as_bytes()))
-                .transpose()?;
-            let ptr = |s: &Option<CString>| s.as_ref().map_or(std::ptr::null(), |s| s.as_ptr());
-            // SAFETY: both strings live across the call.
-            check(unsafe {
-                libc::syscall(
-                    libc::SYS_fsconfig,
-                    fs.as_raw_fd(),
-                    command,
-                    ptr(&key),
-                    ptr(&value),
-                    0,
-                )
-            })
-            .map(drop)
-        };
-        for layer in self.layers.iter().rev() {
-            config(FSCONFIG_SET_STRING, Some("lowerdir+"), Some(layer))?;
-        }
-        config(FSCONFIG_SET_STRING, Some("upperdir"), Some(self.upper))?;
-        config(FSCONFIG_SET_STRING, Some("workdir"), Some(self.work))?;
-        if self.volatile {
-            config(FSCONFIG_SET_FLAG, Some("volatile"), None)?;
-        }
-        config(FSCONFIG_CMD_CREATE, None, None)?;
-        // SAFETY: integers only; the result is a new descriptor or an error.
-        let tree = check(unsafe { libc::syscall(libc::SYS_fsmount, fs.as_raw_fd(), 1, 0) })?;
-        // SAFETY: as above.
-        let tree = unsafe { OwnedFd::from_raw_fd(tree as i32) };
-        let target = CString::new(target.as_os_str().as_bytes())?;
-        const MOVE_MOUNT_F_EMPTY_PATH: u32 = 4;
-        // SAFETY: both paths live across the call.
-        check(unsafe {
-            libc::syscall(
-                libc::SYS_move_mount,
-                tree.as_raw_fd(),
-                c"".as_ptr(),
-                libc::AT_FDCWD,
-                target.as_ptr(),
-                MOVE_MOUNT_F_EMPTY_PATH,
-            )
-        })
-        .map(drop)
-    }
-}
-
-fn check(rc: libc::c_long) -> io::Result<libc::c_long> {
-    if rc < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(rc)
+        mount(
+            Some("overlay"),
+            target,
+            Some("overlay"),
+            MsFlags::empty(),
+            Some(std::ffi::OsStr::from_bytes(&options)),
+        )?;
+        Ok(())
     }
 }
 
@@ -182,22 +124,8 @@ mod tests {
             volatile: true,
         };
         assert_eq!(
-            String::from_utf8(overlay.options().unwrap_or_default()),
+            String::from_utf8(overlay.options(overlay.layers)),
             Ok(r"lowerdir=/b\:c:/a,upperdir=/u,workdir=/w\,x,volatile".into())
         );
-    }
-
-    #[test]
-    fn too_many_layers_for_an_option_string_take_the_other_road() {
-        let layers: Vec<PathBuf> = (0..200)
-            .map(|n| format!("/var/lib/images/layer{n:040}").into())
-            .collect();
-        let overlay = Overlay {
-            layers: &layers,
-            upper: Path::new("/u"),
-            work: Path::new("/w"),
-            volatile: false,
-        };
-        assert_eq!(overlay.options(), None);
     }
 }

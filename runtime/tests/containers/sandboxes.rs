@@ -137,3 +137,21 @@ pub async fn removal_takes_everything_along(b: Boxed<Box>) {
     assert!(!b.config.run_dir.join("s/pod2").exists());
     b.runtime.remove_sandbox("pod2").await.unwrap();
 }
+
+/// As `creation_is_quick`: no benchmark.
+pub async fn sandboxes_are_quick(b: Boxed<Box>) {
+    let (mut made, mut removed) = (Vec::new(), Vec::new());
+    for n in 0..20 {
+        let spec = sandbox_spec(&format!("quick{n}"));
+        let start = std::time::Instant::now();
+        b.runtime.create_sandbox(&spec).await.unwrap();
+        made.push(start.elapsed());
+        let start = std::time::Instant::now();
+        b.runtime.remove_sandbox(&spec.id).await.unwrap();
+        removed.push(start.elapsed());
+    }
+    made.sort();
+    removed.sort();
+    print!("[create {:.1?}, remove {:.1?} p50] ", made[10], removed[10]);
+    assert!(made[10].as_millis() < 200);
+}

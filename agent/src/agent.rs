@@ -64,6 +64,7 @@ impl Agent {
         for dir in [&config.data_dir, &config.run_dir, &config.log_dir] {
             std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
         }
+        memory_for_secrets(&config)?;
         let store = Store::open(&config.data_dir)?;
         let client = client(&config)?;
         let runtime_config = RuntimeConfig {
@@ -158,6 +159,7 @@ impl Agent {
         ));
         tasks.spawn(bring_up_network(
             config.clone(),
+            store.clone(),
             cidrs,
             network,
             planes,
@@ -244,6 +246,7 @@ fn client(config: &AgentConfig) -> Result<Client> {
 /// Opens the pod network as soon as the pod range is known, then DNS. Tries again when it fails.
 async fn bring_up_network(
     config: AgentConfig,
+    store: Store,
     mut cidrs: watch::Receiver<Vec<String>>,
     network: watch::Sender<Option<Arc<Network>>>,
     planes: watch::Sender<Option<Planes>>,
@@ -261,6 +264,7 @@ async fn bring_up_network(
         match open_network(&config, &now).await {
             Ok(opened) => {
                 let opened = Arc::new(opened);
+                forget_stray_links(&store, &opened).await;
                 let dns = start_dns(&config, &opened).await;
                 network.send_replace(Some(opened.clone()));
                 trouble.send_replace(None);
@@ -290,6 +294,38 @@ async fn bring_up_network(
         );
     }
     drop((network, planes, trouble));
+}
+
+/// Takes the network from pods that went while no agent ran. Nothing is attached yet that the database does not know.
+async fn forget_stray_links(store: &Store, network: &Arc<Network>) {
+    let Ok(pods) = store.pods().await else { return };
+    let network = network.clone();
+    let work = move || {
+        let ids: Vec<&str> = pods.iter().map(|p| p.uid.as_str()).collect();
+        network.retain(&ids)
+    };
+    match tokio::task::spawn_blocking(work).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "links of pods that are gone could not be removed")
+        }
+        Err(error) => tracing::warn!(%error, "removing links of pods that are gone failed"),
+    }
+}
+
+/// Secrets and tokens must never reach a disk: `run_dir` has to be in memory. Where it is not, a tmpfs is put below it.
+fn memory_for_secrets(config: &AgentConfig) -> Result<()> {
+    use nix::mount::MsFlags;
+    let dir = config.run_dir.join("pods");
+    std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+    let found =
+        nix::sys::statfs::statfs(&dir).with_context(|| format!("looking at {}", dir.display()))?;
+    if found.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC {
+        return Ok(());
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    nix::mount::mount(Some("tmpfs"), &dir, Some("tmpfs"), flags, Some("mode=750"))
+        .with_context(|| format!("mounting a tmpfs on {}", dir.display()))
 }
 
 async fn open_network(config: &AgentConfig, cidrs: &[String]) -> Result<Network> {

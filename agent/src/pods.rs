@@ -207,6 +207,10 @@ impl Supervisor {
             Event::Restarted(all) => {
                 for pod in &all {
                     self.apply(pod).await;
+                    let status = serde_json::from_value(pod["status"].clone()).unwrap_or_default();
+                    if let Some(actor) = self.pods.get(meta::uid(pod)) {
+                        actor.tell(Msg::ServerHas(Arc::new(status)));
+                    }
                 }
                 for actor in self.pods.all() {
                     let uid = actor.view().uid.clone();

@@ -48,6 +48,8 @@ fn os_image(release: &str) -> String {
 }
 
 impl Machine {
+    // The C types of statvfs are narrower on 32-bit machines.
+    #[allow(clippy::unnecessary_cast)]
     pub fn look(data_dir: &Path) -> Machine {
         let memory = read("/proc/meminfo");
         let disk = nix::sys::statvfs::statvfs(data_dir).ok();

@@ -23,6 +23,8 @@ pub struct Pressure {
 }
 
 impl Left {
+    // The C types of statvfs are narrower on 32-bit machines.
+    #[allow(clippy::unnecessary_cast)]
     pub fn look(data_dir: &Path) -> Left {
         let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let percent = |free: u64, all: u64| {

@@ -133,7 +133,8 @@ fn init_containers(plan: &PodPlan, seen: &Observed, now: Mono, d: &mut Decision)
         match c.kind {
             ContainerKind::Sidecar => {
                 keep_running(c, seen, index, now, d);
-                if !seen.initialized && !(s.running() && s.started) {
+                let up = s.running() && s.started;
+                if !seen.initialized && !up {
                     return false;
                 }
             }

@@ -110,7 +110,7 @@ impl ContainerState {
         match &self.run {
             Run::None => None,
             Run::Running { id, .. } => Some(id),
-            Run::Exited(e) => Some(&e.id).map(String::as_str).filter(|s| !s.is_empty()),
+            Run::Exited(e) => Some(e.id.as_str()).filter(|s| !s.is_empty()),
         }
     }
 

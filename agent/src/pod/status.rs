@@ -330,7 +330,7 @@ fn conditions(
         .iter()
         .zip(&seen.containers)
         .filter(|(c, s)| match c.kind {
-            ContainerKind::Init => !s.exit().is_some_and(|e| e.code == 0),
+            ContainerKind::Init => s.exit().is_none_or(|e| e.code != 0),
             ContainerKind::Sidecar => !s.started,
             _ => false,
         })

@@ -16,6 +16,8 @@ struct Wish {
     status: Option<Arc<PodStatus>>,
     /// Then remove the pod from the API.
     delete: bool,
+    /// What the server was seen to have; it may have forgotten what it was told (a restored backup).
+    seen: Option<Arc<PodStatus>>,
 }
 
 /// Tells the statuses of one pod. Dropping it ends the telling.
@@ -62,16 +64,8 @@ impl StatusManager {
             manager: self.clone(),
             target: Target::core("pods").namespace(namespace).name(name),
             uid: uid.to_string(),
-            told: serde_json::to_value(known)
-                .ok()
-                .and_then(|v| {
-                    if let Value::Object(m) = v {
-                        Some(m)
-                    } else {
-                        None
-                    }
-                })
-                .unwrap_or_default(),
+            told: fields(known),
+            seen: None,
             deleted: deleted.clone(),
         };
         let task = tokio::spawn(teller.run(wishes)).abort_handle();
@@ -87,6 +81,11 @@ impl StatusWriter {
     /// Tells `status`, soon; a newer one replaces one that was not told yet.
     pub fn tell(&self, status: Arc<PodStatus>) {
         self.wish.send_modify(|w| w.status = Some(status));
+    }
+
+    /// The server was seen to have this status. If that is not what it was told last, it is told again.
+    pub fn server_has(&self, status: Arc<PodStatus>) {
+        self.wish.send_modify(|w| w.seen = Some(status));
     }
 
     /// Then removes the pod from the API. [`Self::deleted`] completes when it is gone.
@@ -105,7 +104,15 @@ struct Teller {
     uid: String,
     /// What the server was told last.
     told: Map<String, Value>,
+    seen: Option<Arc<PodStatus>>,
     deleted: Arc<Notify>,
+}
+
+fn fields(status: &PodStatus) -> Map<String, Value> {
+    match serde_json::to_value(status) {
+        Ok(Value::Object(fields)) => fields,
+        _ => Map::new(),
+    }
 }
 
 enum Heard {
@@ -122,6 +129,12 @@ impl Teller {
         while wishes.changed().await.is_ok() {
             loop {
                 let wish = wishes.borrow_and_update().clone();
+                if let Some(seen) = &wish.seen
+                    && self.seen.as_ref().is_none_or(|old| !Arc::ptr_eq(old, seen))
+                {
+                    self.told = fields(seen);
+                    self.seen = Some(seen.clone());
+                }
                 let heard = if gone {
                     Heard::Gone
                 } else {

@@ -106,10 +106,6 @@ pub trait VolumeType: Sync {
     fn read_only(&self) -> bool {
         false
     }
-    /// Whether its content may hold what must not be written to disk.
-    fn in_memory(&self) -> bool {
-        false
-    }
 }
 
 static TYPES: [&dyn VolumeType; 6] = [

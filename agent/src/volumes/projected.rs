@@ -22,9 +22,6 @@ impl VolumeType for Projected {
     fn read_only(&self) -> bool {
         true
     }
-    fn in_memory(&self) -> bool {
-        true
-    }
     fn set_up(&self, cx: &Context, volume: &Volume) -> Result<PathBuf, String> {
         let source = volume.projected.clone().unwrap_or_default();
         let mode = source.default_mode.unwrap_or(payload::MODE);

@@ -21,9 +21,6 @@ impl VolumeType for Secret {
     fn read_only(&self) -> bool {
         true
     }
-    fn in_memory(&self) -> bool {
-        true
-    }
     fn set_up(&self, cx: &Context, volume: &Volume) -> Result<PathBuf, String> {
         let source = volume.secret.clone().unwrap_or_default();
         let projection = SecretProjection {

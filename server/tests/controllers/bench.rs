@@ -21,7 +21,7 @@ pub struct Bench {
     pub server: Server,
     user: Arc<UserInfo>,
     agents: JoinSet<()>,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Bench {
@@ -39,7 +39,7 @@ impl Bench {
             server,
             user,
             agents: JoinSet::new(),
-            _dir: dir,
+            dir,
         };
         bench
             .until("the default service account", || {
@@ -241,6 +241,24 @@ impl Bench {
     /// Waits until a condition holds.
     pub async fn until_so(&self, what: &str, mut so: impl FnMut() -> bool) {
         self.until(what, || so().then_some(())).await;
+    }
+
+    /// What kubectl prints.
+    pub async fn kubectl(&self, args: &[&str]) -> String {
+        let config = self.dir.path().join("admin.kubeconfig");
+        let output = tokio::process::Command::new("kubectl")
+            .arg("--kubeconfig")
+            .arg(config)
+            .args(args)
+            .output()
+            .await
+            .unwrap();
+        let (out, err) = (
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+        );
+        assert!(output.status.success(), "kubectl {args:?}: {err}");
+        out.into_owned()
     }
 
     /// Reasons and messages of the events about an object.

@@ -2,5 +2,6 @@
 #![allow(clippy::unwrap_used)]
 
 mod bench;
+mod deployments;
 mod nodes;
 mod replica_sets;

@@ -76,6 +76,9 @@ pub struct AgentConfig {
     pub host_resolv_conf: PathBuf,
     /// Registry mirrors, plain-HTTP registries and credentials (the runtime's format); `None`: defaults.
     pub registries: Option<PathBuf>,
+    /// Processes and threads that one pod may have (the kubelet's `podPidsLimit`). 4096: a pod that forks without bound must not take
+    /// the whole box's. `None`: no limit.
+    pub pod_pids_limit: Option<i64>,
     /// How many pods the node offers. 110.
     pub max_pods: u32,
     /// Port of the node API (`:10250`).
@@ -122,6 +125,7 @@ impl AgentConfig {
             fallback_pod_cidr: None,
             host_resolv_conf: "/etc/resolv.conf".into(),
             registries: None,
+            pod_pids_limit: Some(4096),
             max_pods: 110,
             node_api_port: 10250,
             eviction: EvictionThresholds::default(),

@@ -84,7 +84,7 @@ pub async fn create_sandbox(deps: Arc<Deps>, pod: Arc<Pod>) -> Result<SandboxInf
         shm_size: None,
         cgroup: PodCgroup {
             path: cgroup::pod_path(spec, &uid),
-            resources: cgroup::pod(spec, None),
+            resources: cgroup::pod(spec, deps.config.pod_pids_limit),
         },
         labels: [
             (

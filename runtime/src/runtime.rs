@@ -1,7 +1,7 @@
 //! [`Runtime`]: what the agent calls. Asynchronous; every method may be called from any task.
 
 use std::fs::OpenOptions;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -62,9 +62,13 @@ impl Runtime {
     /// child sub-reaper (`PR_SET_CHILD_SUBREAPER`), so that containers survive their keeper.
     pub async fn open(config: RuntimeConfig) -> Result<Runtime> {
         process::become_subreaper().context(|| "become a child sub-reaper".into())?;
+        // We hold copies of every container's descriptors; the containers keep the limit that we were started with.
+        let files = process::raise_open_files().context(|| "raise the limit of open files".into())?;
         let keeper = KeeperConfig {
             state_dir: config.state_dir,
             run_dir: config.run_dir,
+            #[allow(clippy::unnecessary_cast)] // 32-bit systems have narrower limits.
+            open_files: Some(files.rlim_cur as u64),
         };
         let root = config.cgroup_root;
         let place = Arc::new(Place::open(keeper.clone(), root)?);
@@ -442,6 +446,31 @@ impl Runtime {
     pub async fn upgrade_keeper(&self, program: &Path) -> Result<()> {
         let program = program.to_string_lossy().into_owned();
         self.call(Op::Upgrade { program }).await.map(drop)
+    }
+
+    /// Does the keeper run another program than this process? After an update it does: then [`Runtime::upgrade_keeper`].
+    pub fn keeper_is_outdated(&self) -> bool {
+        use std::os::unix::fs::MetadataExt;
+        let file = |pid: &str| std::fs::metadata(format!("/proc/{pid}/exe")).map(|m| (m.dev(), m.ino()));
+        match (file(&self.keeper_pid().to_string()), file("self")) {
+            (Ok(keeper), Ok(own)) => keeper != own,
+            _ => false,
+        }
+    }
+
+    /// Ends the keeper, for an uninstallation. Refused while containers run.
+    pub async fn stop_keeper(self) -> Result<()> {
+        let all = self.list_containers().await?;
+        let ended = |c: &ContainerStatus| matches!(c.state, ContainerState::Exited { .. });
+        if !all.iter().all(ended) {
+            return Err(Error::State("containers are running".into()));
+        }
+        let link = self.link().await?;
+        self.shared.closing.store(true, Ordering::Release);
+        let what = || "stop the container keeper".to_string();
+        process::pidfd_kill(link.pidfd.get_ref().as_fd(), libc::SIGTERM).context(what)?;
+        link.pidfd.readable().await.context(what)?.retain_ready();
+        Ok(())
     }
 
     /// The keeper's process id; 0 while there is none.

@@ -50,6 +50,8 @@ pub(crate) struct Shared {
     /// Entered by the supervisor when the reply passes, so that an exit right behind it finds its entry.
     execs: Mutex<HashMap<u64, ExecEntry>>,
     stash: Mutex<BTreeMap<String, Stashed>>,
+    /// The keeper is being stopped for good: no new one.
+    pub(crate) closing: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -65,6 +67,7 @@ impl Shared {
             events: broadcast::Sender::new(1024),
             execs: Mutex::default(),
             stash: Mutex::default(),
+            closing: AtomicBool::new(false),
         }
     }
 
@@ -258,6 +261,9 @@ pub(crate) async fn run(shared: Weak<Shared>, mut link: Arc<Link>) {
             return;
         };
         strong.link.send_replace(None);
+        if strong.closing.load(Ordering::Acquire) {
+            return;
+        }
         // Only a dead keeper's children are ours; and its end is told by its sockets a moment before.
         let dead = tokio::time::timeout(Duration::from_millis(500), link.pidfd.readable())
             .await

@@ -53,6 +53,9 @@ pub(crate) const PROTOCOL_VERSION: u32 = 1;
 pub(crate) struct KeeperConfig {
     pub state_dir: PathBuf,
     pub run_dir: PathBuf,
+    /// Soft limit of open files for containers, if ours was raised before.
+    #[serde(default)]
+    pub open_files: Option<u64>,
 }
 
 impl KeeperConfig {
@@ -230,22 +233,6 @@ fn take_lock(path: &Path) -> io::Result<OwnedFd> {
     })
 }
 
-fn raise_nofile() -> io::Result<libc::rlimit> {
-    // SAFETY: rlimit is plain data; both calls get a structure that lives across them.
-    unsafe {
-        let mut limit: libc::rlimit = std::mem::zeroed();
-        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let raised = libc::rlimit {
-            rlim_cur: limit.rlim_max,
-            rlim_max: limit.rlim_max,
-        };
-        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised);
-        Ok(limit)
-    }
-}
-
 impl Keeper {
     fn start(config: KeeperConfig) -> io::Result<Self> {
         // What the starter left open by mistake would stay open as long as we live. From here on, our own are above 2, and children put
@@ -258,7 +245,10 @@ impl Keeper {
         let _ = fs::write("/proc/self/oom_score_adj", "-999");
         fs::create_dir_all(config.containers())?;
         let listener = socket::listen_at(&config.socket())?;
-        let nofile = raise_nofile()?;
+        let mut nofile = sys_process::raise_open_files()?;
+        if let Some(soft) = config.open_files {
+            nofile.rlim_cur = (soft as libc::rlim_t).min(nofile.rlim_max);
+        }
         let (mut keeper, exits) = Self::assemble(config, lock, listener, nofile)?;
         keeper.load(exits)?;
         // The starter waits for this line on our standard output.

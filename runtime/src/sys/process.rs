@@ -86,8 +86,21 @@ pub(crate) fn is_child(pid: i32) -> bool {
     relations(pid).is_some_and(|(_, parent, _)| parent == std::process::id() as i32)
 }
 
+/// A look that reaps nothing.
+fn has_ended_child() -> bool {
+    // SAFETY: siginfo_t is plain data for which zero is valid, and lives across the call.
+    unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+        libc::waitid(libc::P_ALL, 0, &raw mut info, flags) == 0 && info.si_pid() != 0
+    }
+}
+
 /// Children of ours that wait to be reaped and are not of our session.
 pub(crate) fn ended_children_of_other_sessions() -> Vec<i32> {
+    if !has_ended_child() {
+        return Vec::new();
+    }
     let me = std::process::id() as i32;
     let own_session = relations(me).map_or(0, |(_, _, session)| session);
     let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -138,6 +151,23 @@ pub(crate) fn become_subreaper() -> io::Result<()> {
         Ok(())
     } else {
         Err(io::Error::last_os_error())
+    }
+}
+
+/// Raises the limit of open files as far as it goes; gives the soft limit from before.
+pub(crate) fn raise_open_files() -> io::Result<libc::rlimit> {
+    // SAFETY: rlimit is plain data; both calls get a structure that lives across them.
+    unsafe {
+        let mut limit: libc::rlimit = std::mem::zeroed();
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let raised = libc::rlimit {
+            rlim_cur: limit.rlim_max,
+            rlim_max: limit.rlim_max,
+        };
+        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised);
+        Ok(limit)
     }
 }
 

@@ -209,12 +209,14 @@ pub async fn the_keeper_upgrades_itself_in_place(b: Boxed<Box>) {
     let mut attached = b.runtime.attach("c").await.unwrap();
     let keeper = b.runtime.keeper_pid();
     until("it has begun", || b.log("c").lines().count() > 10).await;
+    assert!(!b.runtime.keeper_is_outdated());
     for _ in 0..3 {
         b.runtime.upgrade_keeper(&program).await.unwrap();
     }
     assert_eq!(b.runtime.keeper_pid(), keeper, "the same process");
     let exe = std::fs::read_link(format!("/proc/{keeper}/exe")).unwrap();
     assert_eq!(exe, program);
+    assert!(b.runtime.keeper_is_outdated(), "no longer our own program");
     let count = b.log("c").lines().count();
     until("its log goes on", || b.log("c").lines().count() > count + 5).await;
     std::fs::write(b.sandbox.shm_path.join("go"), "").unwrap();

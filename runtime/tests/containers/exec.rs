@@ -115,7 +115,8 @@ pub async fn a_command_that_takes_too_long_is_killed(b: Boxed<Box>) {
 }
 
 pub async fn commands_run_as_the_container_unless_told_otherwise(b: Boxed<Box>) {
-    let mut spec = b.shell("c", "exec sleep 1000");
+    let mut spec = b.shell("c", "");
+    spec.args = ["sleep", "1000"].map(String::from).to_vec();
     spec.user = User {
         uid: 1000,
         gid: 1000,

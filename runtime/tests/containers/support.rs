@@ -137,11 +137,7 @@ async fn clean_up(dir: &Path) {
         runtime.remove_container(&container.id).await.unwrap();
     }
     runtime.remove_cgroup("").await.unwrap();
-    let pid = runtime.keeper_pid();
-    drop(runtime);
-    // Idle now, so it ends on request.
-    kill(pid, libc::SIGTERM);
-    wait_gone(pid).await;
+    runtime.stop_keeper().await.unwrap();
     remove_test_cgroup(dir);
     std::fs::remove_dir_all(dir).unwrap();
 }

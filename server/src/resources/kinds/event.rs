@@ -275,6 +275,19 @@ impl Event {
                 errors,
             );
         }
+        if self.new_shape {
+            if obj.get("eventTime").is_none_or(Value::is_null) {
+                errors.push(FieldError::required("eventTime", ""));
+            }
+            let kind = str_at(obj, &["type"]);
+            if !matches!(kind, "Normal" | "Warning") {
+                errors.push(FieldError::invalid(
+                    "type",
+                    "",
+                    format!("has invalid value: {kind}"),
+                ));
+            }
+        }
         for (field, max) in [("reportingInstance", 128), ("action", 128), ("reason", 128)] {
             let value = str_at(obj, &[field]);
             if value.is_empty() {
@@ -312,6 +325,27 @@ mod tests {
         assert_eq!(obj["apiVersion"], "events.k8s.io/v1");
         to_core(&mut obj);
         assert_eq!(obj, core);
+    }
+
+    #[test]
+    fn events_of_the_new_group_say_when_and_who() {
+        let event = Event { new_shape: true };
+        let bad = json!({"metadata": {"namespace": "default"}, "regarding": {}, "reportingController": "a/b"});
+        let errors: Vec<String> = event
+            .validate_create(&bad)
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(
+            errors,
+            [
+                "eventTime: Required value",
+                r#"type: Invalid value: "": has invalid value: "#,
+                "reportingInstance: Required value",
+                "action: Required value",
+                "reason: Required value",
+            ]
+        );
     }
 
     #[test]

@@ -271,6 +271,17 @@ impl EdgeBox {
     /// Starts `amphipod server` (all-in-one) in the box; its log is `amphipod.log` on the disk.
     #[track_caller]
     pub fn start(&mut self, args: &[&str]) {
+        self.start_program("server", args);
+    }
+
+    /// Starts `amphipod agent` in the box, otherwise as [`EdgeBox::start`].
+    #[track_caller]
+    pub fn start_agent(&mut self, args: &[&str]) {
+        self.start_program("agent", args);
+    }
+
+    #[track_caller]
+    fn start_program(&mut self, subcommand: &str, args: &[&str]) {
         assert!(
             self.program.is_none(),
             "amphipod already runs in {}",
@@ -283,7 +294,7 @@ impl EdgeBox {
             .unwrap();
         let mut command = self.command(binary().to_str().expect("a UTF-8 path"));
         command
-            .args(["server", "--cgroup-root", &format!("/{}", self.name)])
+            .args([subcommand, "--cgroup-root", &format!("/{}", self.name)])
             .args(args);
         command
             .stdin(Stdio::null())

@@ -9,24 +9,47 @@ use crate::edge_box::EdgeBox;
 use crate::image::Image;
 use crate::wait::eventually;
 
-/// A registry at 127.0.0.1:5000 inside a box. It ends with the box, or when this is dropped.
+/// A registry on the loopback address of a box. It ends with the box, or when this is dropped.
 pub struct Registry {
     process: Child,
     data: PathBuf,
 }
 
 impl Registry {
-    /// Starts the registry, which holds [`crate::BUSYBOX`], and waits until it answers. Its data is on the box's disk.
+    /// Starts the registry at 127.0.0.1:5000, which holds [`crate::BUSYBOX`], and waits until it answers. Its data is on the
+    /// box's disk.
     #[track_caller]
     pub fn start(in_box: &EdgeBox) -> Registry {
-        let data = in_box.disk().join("registry");
+        let registry = Registry::start_at(in_box, 5000, "");
+        registry.add(&Image::busybox(), "busybox", "1");
+        registry
+    }
+
+    /// Starts a registry that wants a password (HTTP basic authentication).
+    #[track_caller]
+    pub fn start_private(in_box: &EdgeBox, port: u16, user: &str, password: &str) -> Registry {
+        let file = in_box.disk().join(format!("htpasswd-{port}"));
+        let entry = in_box.run(&["htpasswd", "-Bbn", user, password]).ok();
+        fs::write(&file, entry).unwrap();
+        Registry::start_at(
+            in_box,
+            port,
+            &format!(
+                "auth: {{htpasswd: {{realm: test, path: {}}}}}\n",
+                file.display()
+            ),
+        )
+    }
+
+    #[track_caller]
+    fn start_at(in_box: &EdgeBox, port: u16, more: &str) -> Registry {
+        let data = in_box.disk().join(format!("registry-{port}"));
         fs::create_dir_all(&data).unwrap();
-        Image::busybox().store(&data, "busybox", "1");
-        let config = in_box.disk().join("registry.yml");
+        let config = in_box.disk().join(format!("registry-{port}.yml"));
         fs::write(
             &config,
             format!(
-                "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nstorage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: true}}}}\nhttp: {{addr: '127.0.0.1:5000'}}\n",
+                "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nstorage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: true}}}}\nhttp: {{addr: '127.0.0.1:{port}'}}\n{more}",
                 data.display()
             ),
         )
@@ -41,7 +64,7 @@ impl Registry {
             .spawn()
             .expect("docker-registry is installed (tests/run.sh does it)");
         eventually("the registry to answer", Duration::from_secs(10), || {
-            let ran = in_box.run(&["bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/5000"]);
+            let ran = in_box.run(&["bash", "-c", &format!("exec 3<>/dev/tcp/127.0.0.1/{port}")]);
             if ran.code == 0 {
                 Ok(())
             } else {
@@ -51,7 +74,7 @@ impl Registry {
         Registry { process, data }
     }
 
-    /// Adds an image; a pod refers to it as `127.0.0.1:5000/NAME:TAG`. Returns the manifest's digest.
+    /// Adds an image; a pod refers to it as `127.0.0.1:PORT/NAME:TAG`. Returns the manifest's digest.
     pub fn add(&self, image: &Image, name: &str, tag: &str) -> String {
         image.store(&self.data, name, tag)
     }

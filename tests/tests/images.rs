@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use amphipod_tests::{Image, Kubectl, Tar, eventually, namespace, shared};
+use amphipod_tests::{EdgeBox, Image, Kubectl, Lan, Registry, Tar, eventually, namespace, shared};
 use serde_json::{Value, json};
 use tar::EntryType;
 
@@ -162,4 +162,80 @@ fn hostile_layers_are_refused_and_leave_nothing_behind() {
     ] {
         shared().edge_box.run(&["test", "!", "-e", path]).ok();
     }
+}
+
+#[test]
+fn a_private_registry_is_opened_by_pull_secrets_only() {
+    let kubectl = namespace("private");
+    let registry = Registry::start_private(&shared().edge_box, 5001, "user", "right");
+    registry.add(
+        &layer(|tar| {
+            tar.file("added", "secret\n");
+        }),
+        "hidden",
+        "1",
+    );
+    run(&kubectl, "without", "127.0.0.1:5001/hidden:1");
+    let message = waiting(&kubectl, "without", &["ErrImagePull", "ImagePullBackOff"]);
+    assert!(
+        message.to_lowercase().contains("auth") || message.contains("Back-off"),
+        "{message}"
+    );
+    for (name, password) in [("wrong", "wrong"), ("right", "right")] {
+        let server = "--docker-server=127.0.0.1:5001";
+        let password = format!("--docker-password={password}");
+        kubectl
+            .run(&[
+                "create",
+                "secret",
+                "docker-registry",
+                name,
+                server,
+                "--docker-username=user",
+                &password,
+            ])
+            .ok();
+        let mut pod: Value =
+            serde_json::from_str(&of(name, "127.0.0.1:5001/hidden:1", "Always")).unwrap();
+        pod["spec"]["imagePullSecrets"] = json!([{"name": name}]);
+        pod["spec"]["containers"][0]["command"] = json!(["sh", "-c", "cat /added; sleep 3600"]);
+        kubectl.apply(&pod.to_string());
+    }
+    waiting(&kubectl, "wrong", &["ErrImagePull", "ImagePullBackOff"]);
+    kubectl.wait_for("pod/right", "condition=Ready", 30);
+    assert_eq!(kubectl.run(&["logs", "right"]).ok(), "secret\n");
+}
+
+#[test]
+fn mirrors_and_plain_http_are_used_as_configured() {
+    let lan = Lan::new();
+    let mut edge_box = EdgeBox::new(&lan);
+    let registry = Registry::start(&edge_box);
+    registry.add(
+        &layer(|tar| {
+            tar.file("added", "mirrored\n");
+        }),
+        "library/mirrored",
+        "1",
+    );
+    let config = "mirrors: {docker.io: ['http://127.0.0.1:5000']}\n";
+    std::fs::write(edge_box.disk().join("etc/registries.yaml"), config).unwrap();
+    edge_box.start(&[]);
+    edge_box.wait_until_ready();
+    let kubectl = edge_box.kubectl();
+    eventually(
+        "the default service account",
+        Duration::from_secs(10),
+        || {
+            let ran = kubectl.run(&["get", "serviceaccount", "default"]);
+            if ran.code == 0 {
+                Ok(())
+            } else {
+                Err(ran.stderr)
+            }
+        },
+    );
+    run(&kubectl, "it", "mirrored:1");
+    kubectl.wait_for("pod/it", "condition=Ready", 30);
+    assert_eq!(kubectl.run(&["logs", "it"]).ok(), "mirrored\n");
 }

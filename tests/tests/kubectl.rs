@@ -481,8 +481,8 @@ fn describe_events_and_explain_tell_what_is_going_on() {
     let described = kubectl.run(&["describe", "pod", "one"]).ok();
     for text in [
         "Successfully assigned telling/one",
-        "Created container",
-        "Started container",
+        "Created",
+        "Started",
         "QoS Class:",
         "BestEffort",
     ] {

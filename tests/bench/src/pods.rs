@@ -1,0 +1,287 @@
+//! Figures of pods and services, which end in the kernel.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use hyper::Method;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+use crate::client::{Connection, Server, Watch};
+use crate::inside::{Figures, Inside, namespace, percentile, until};
+
+/// A pod with one container of `image`, with a second of grace.
+pub fn pod(name: &str, image: &str, command: &[&str]) -> Value {
+    let mut container = json!({"name": "main", "image": image, "imagePullPolicy": "IfNotPresent"});
+    if !command.is_empty() {
+        container["command"] = json!(command);
+    }
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": "bench"}},
+        "spec": {"terminationGracePeriodSeconds": 1, "containers": [container]},
+    })
+}
+
+const SLEEP: &[&str] = &["sleep", "36000"];
+
+fn pods_path(namespace: &str) -> String {
+    format!("/api/v1/namespaces/{namespace}/pods")
+}
+
+async fn watch_pods(server: &Server, namespace: &str) -> Result<Watch> {
+    server.connect().await?.watch(&format!("{}?watch=true", pods_path(namespace))).await
+}
+
+/// Waits until every pod of `names` is Running.
+async fn all_running(watch: &mut Watch, mut names: BTreeSet<String>) -> Result<()> {
+    let total = names.len();
+    let waited = until(watch, |_, pod| {
+        if pod["status"]["phase"] == "Running" {
+            names.remove(pod["metadata"]["name"].as_str().unwrap_or_default());
+        }
+        names.is_empty()
+    });
+    waited.await.with_context(|| format!("waiting for {total} pods to run"))
+}
+
+/// Brings the image to the box, by a pod that comes and goes.
+async fn warm(server: &Server, connection: &mut Connection, inside: &Inside, namespace: &str) -> Result<()> {
+    let mut watch = watch_pods(server, namespace).await?;
+    run_one(connection, &mut watch, inside, namespace, "warm").await?;
+    remove_one(connection, &mut watch, namespace, "warm").await
+}
+
+async fn run_one(connection: &mut Connection, watch: &mut Watch, inside: &Inside, namespace: &str, name: &str) -> Result<f64> {
+    let body = pod(name, &inside.image, SLEEP);
+    let begun = Instant::now();
+    connection.json(Method::POST, &pods_path(namespace), &body).await?;
+    all_running(watch, [name.to_owned()].into()).await?;
+    Ok(begun.elapsed().as_secs_f64() * 1e3)
+}
+
+async fn remove_one(connection: &mut Connection, watch: &mut Watch, namespace: &str, name: &str) -> Result<()> {
+    let path = format!("{}/{name}?gracePeriodSeconds=0", pods_path(namespace));
+    connection.json(Method::DELETE, &path, &Value::Null).await?;
+    until(watch, |kind, pod| kind == "DELETED" && pod["metadata"]["name"] == name).await
+}
+
+/// Create to Running, one after the other, and crun beside it.
+pub async fn latency(inside: &Inside) -> Result<Figures> {
+    let (server, _) = inside.ready().await?;
+    let mut connection = server.connect().await?;
+    namespace(&mut connection, "latency").await?;
+    warm(&server, &mut connection, inside, "latency").await?;
+    let mut watch = watch_pods(&server, "latency").await?;
+    let mut taken = Vec::new();
+    for index in 0..if inside.quick { 10 } else { 40 } {
+        let name = format!("pod-{index}");
+        taken.push(run_one(&mut connection, &mut watch, inside, "latency", &name).await?);
+        remove_one(&mut connection, &mut watch, "latency", &name).await?;
+    }
+    let mut figures = Figures::new();
+    figures.insert("latency/p50".to_owned(), percentile(&mut taken, 0.5));
+    figures.insert("latency/p95".to_owned(), percentile(&mut taken, 0.95));
+    match crun(inside) {
+        Ok(mut taken) => {
+            figures.insert("latency/crun-p50".to_owned(), percentile(&mut taken, 0.5));
+            figures.insert("latency/crun-p95".to_owned(), percentile(&mut taken, 0.95));
+        }
+        Err(error) => eprintln!("no figure of crun: {error:#}"),
+    }
+    Ok(figures)
+}
+
+/// `crun run` of `true`, in milliseconds each.
+fn crun(inside: &Inside) -> Result<Vec<f64>> {
+    let bundle = inside.disk.join("crun-bundle");
+    std::fs::create_dir_all(bundle.join("rootfs/bin"))?;
+    std::fs::copy("/bin/busybox", bundle.join("rootfs/bin/true"))?;
+    let run = |args: &[&str]| -> Result<()> {
+        let mut command = std::process::Command::new("crun");
+        command.args(["--root", "/run/crun"]).args(args).current_dir(&bundle);
+        let output = command.output().context("crun is not installed")?;
+        ensure!(output.status.success(), "crun {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    };
+    run(&["spec"])?;
+    let config = bundle.join("config.json");
+    let mut spec: Value = serde_json::from_slice(&std::fs::read(&config)?)?;
+    spec["process"]["args"] = json!(["/bin/true"]);
+    spec["process"]["terminal"] = json!(false);
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname")?;
+    spec["linux"]["cgroupsPath"] = json!(format!("/{}/crun", host.trim()));
+    std::fs::write(&config, spec.to_string())?;
+    let mut taken = Vec::new();
+    for index in 0..if inside.quick { 10 } else { 40 } {
+        let begun = Instant::now();
+        run(&["run", &format!("bench-{index}")])?;
+        taken.push(begun.elapsed().as_secs_f64() * 1e3);
+    }
+    Ok(taken)
+}
+
+/// Creates `count` pods over 8 connections; returns their names and when the first was sent.
+async fn create_many(server: &Server, inside: &Inside, namespace: &'static str, count: usize) -> Result<(BTreeSet<String>, Instant)> {
+    let names: BTreeSet<String> = (0..count).map(|index| format!("pod-{index}")).collect();
+    let begun = Instant::now();
+    let bodies = names.iter().map(|name| pod(name, &inside.image, SLEEP)).collect::<Vec<_>>();
+    over_connections(server, 8, bodies, move |connection, body| Box::pin(async move { connection.json(Method::POST, &pods_path(namespace), &body).await.map(drop) })).await?;
+    Ok((names, begun))
+}
+
+type Step<'a> = std::pin::Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
+
+/// Does something with every item, spread over `count` connections.
+async fn over_connections<T: Send + 'static>(
+    server: &Server,
+    count: usize,
+    items: Vec<T>,
+    step: impl Fn(&'_ mut Connection, T) -> Step<'_> + Clone + Send + 'static,
+) -> Result<()> {
+    let mut shares: Vec<Vec<T>> = (0..count).map(|_| Vec::new()).collect();
+    for (index, item) in items.into_iter().enumerate() {
+        shares[index % count].push(item);
+    }
+    let mut tasks = JoinSet::new();
+    for share in shares {
+        let (server, step) = (server.clone(), step.clone());
+        tasks.spawn(async move {
+            let mut connection = server.connect().await?;
+            for item in share {
+                step(&mut connection, item).await?;
+            }
+            Ok::<_, anyhow::Error>(())
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done??;
+    }
+    Ok(())
+}
+
+/// 50 pods at once, and their end.
+pub async fn burst(inside: &Inside) -> Result<Figures> {
+    let (server, _) = inside.ready().await?;
+    let mut connection = server.connect().await?;
+    namespace(&mut connection, "burst").await?;
+    warm(&server, &mut connection, inside, "burst").await?;
+    let mut watch = watch_pods(&server, "burst").await?;
+    let (names, begun) = create_many(&server, inside, "burst", 50).await?;
+    all_running(&mut watch, names.clone()).await?;
+    let mut figures = Figures::new();
+    figures.insert("burst/running".to_owned(), begun.elapsed().as_secs_f64());
+    let begun = Instant::now();
+    let mut gone = names.clone();
+    let paths: Vec<String> = names.iter().map(|name| format!("{}/{name}?gracePeriodSeconds=1", pods_path("burst"))).collect();
+    let deletes = over_connections(&server, 8, paths, |connection, path| Box::pin(async move { connection.json(Method::DELETE, &path, &Value::Null).await.map(drop) }));
+    let ends = until(&mut watch, |kind, pod| {
+        if kind == "DELETED" {
+            gone.remove(pod["metadata"]["name"].as_str().unwrap_or_default());
+        }
+        gone.is_empty()
+    });
+    let (deleted, ended) = tokio::join!(deletes, ends);
+    deleted?;
+    ended.context("waiting for 50 pods to be gone")?;
+    figures.insert("burst/deleted".to_owned(), begun.elapsed().as_secs_f64());
+    Ok(figures)
+}
+
+/// What 50 pods that only sleep cost us.
+pub async fn standing(inside: &Inside) -> Result<Figures> {
+    let (server, program) = inside.ready().await?;
+    let mut connection = server.connect().await?;
+    namespace(&mut connection, "standing").await?;
+    warm(&server, &mut connection, inside, "standing").await?;
+    let settle = Duration::from_secs(if inside.quick { 5 } else { 20 });
+    tokio::time::sleep(settle).await;
+    let before = program.pss();
+    eprintln!("{}", program.describe());
+    let mut watch = watch_pods(&server, "standing").await?;
+    let (names, _) = create_many(&server, inside, "standing", 50).await?;
+    all_running(&mut watch, names).await?;
+    drop(watch);
+    let mut figures = Figures::new();
+    figures.insert("pods/cpu".to_owned(), inside.idle_cpu(&program).await?);
+    figures.insert("pods/memory-of-each".to_owned(), (program.pss() - before) / 50.0);
+    eprintln!("{}", program.describe());
+    Ok(figures)
+}
+
+fn service_body(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
+        "spec": {"selector": {"app": "bench"}, "ports": [{"port": 80, "targetPort": 8080}]},
+    })
+}
+
+const SERVICES: &str = "/api/v1/namespaces/service/services";
+
+/// From a service's POST to its first answer.
+pub async fn service(inside: &Inside) -> Result<Figures> {
+    let (server, _) = inside.ready().await?;
+    let mut connection = server.connect().await?;
+    namespace(&mut connection, "service").await?;
+    let mut watch = watch_pods(&server, "service").await?;
+    for name in ["web-0", "web-1"] {
+        connection.json(Method::POST, &pods_path("service"), &pod(name, "amphipod.local/hello", &[])).await?;
+    }
+    let mut waiting = BTreeSet::from(["web-0".to_owned(), "web-1".to_owned()]);
+    until(&mut watch, |_, pod| {
+        let conditions = pod["status"]["conditions"].as_array();
+        if conditions.is_some_and(|all| all.iter().any(|c| c["type"] == "Ready" && c["status"] == "True")) {
+            waiting.remove(pod["metadata"]["name"].as_str().unwrap_or_default());
+        }
+        waiting.is_empty()
+    })
+    .await?;
+    let count = if inside.quick { 5 } else { 20 };
+    let mut figures = Figures::new();
+    let mut alone = answered(&mut connection, "alone", count).await?;
+    figures.insert("service/p50".to_owned(), percentile(&mut alone, 0.5));
+    let bodies: Vec<Value> = (0..if inside.quick { 100 } else { 1000 }).map(|index| service_body(&format!("many-{index}"))).collect();
+    over_connections(&server, 8, bodies, |connection, body| Box::pin(async move { connection.json(Method::POST, SERVICES, &body).await.map(drop) })).await?;
+    // The thousand are in force when the last of them answers; then it is quiet again.
+    answered(&mut connection, "after-many", 1).await?;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let mut beside = answered(&mut connection, "beside", count).await?;
+    figures.insert("service/beside-1000-p50".to_owned(), percentile(&mut beside, 0.5));
+    Ok(figures)
+}
+
+/// Milliseconds until each of `count` new services answers; each is removed again.
+async fn answered(connection: &mut Connection, prefix: &str, count: usize) -> Result<Vec<f64>> {
+    let mut taken = Vec::new();
+    for index in 0..count {
+        let name = format!("{prefix}-{index}");
+        let begun = Instant::now();
+        let made = connection.json(Method::POST, SERVICES, &service_body(&name)).await?;
+        let address = made["spec"]["clusterIP"].as_str().context("the service has no address")?.to_owned();
+        first_answer(&address, begun).await.with_context(|| format!("asking service {name}"))?;
+        taken.push(begun.elapsed().as_secs_f64() * 1e3);
+        connection.json(Method::DELETE, &format!("{SERVICES}/{name}"), &Value::Null).await?;
+    }
+    Ok(taken)
+}
+
+/// Tries until a connection is answered. A try that came too early is lost (its SYN went out by the default route), so
+/// each has 4 ms to be accepted, which is a hundred times what it takes on one machine.
+async fn first_answer(address: &str, begun: Instant) -> Result<()> {
+    let limit = Duration::from_secs(60);
+    loop {
+        ensure!(begun.elapsed() < limit, "no answer after {limit:?}");
+        let connected = tokio::time::timeout(Duration::from_millis(4), TcpStream::connect((address, 80))).await;
+        if let Ok(Ok(mut stream)) = connected {
+            stream.write_all(b"GET / HTTP/1.0\r\nHost: x\r\n\r\n").await?;
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).await?;
+            ensure!(answer.starts_with(b"HTTP/1.") && Bytes::from(answer).len() > 12, "a strange answer");
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}

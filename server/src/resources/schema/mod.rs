@@ -6,6 +6,7 @@
 mod builtin;
 mod decode;
 mod facts;
+mod syntax;
 mod time;
 
 use std::sync::{Arc, OnceLock};

@@ -48,6 +48,7 @@ fn go_error(s: &str, layout: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]

@@ -24,7 +24,7 @@ supervisor=amphipod-supervisor
 supervisor_pid=/run/amphipod-supervisor.pid
 # Kernel settings as they were before amphipod, put back by --uninstall.
 settings=$data/settings-before
-export KUBECONFIG=/etc/amphipod/kubeconfig
+export KUBECONFIG=/etc/amphipod/kubeconfig KUBECACHEDIR=/run/amphipod/kubectl-cache
 
 with_systemd() { [ -d /run/systemd/system ]; }
 

@@ -35,6 +35,7 @@ pub async fn reset(config: &AgentConfig, really: bool) -> Result<Vec<String>> {
                     nix::sys::signal::Signal::SIGTERM,
                 );
             }
+            runtime.remove_cgroup("").await.context("removing the pods' cgroup")?;
         }
     }
     let base = config.data_dir.join("pods");

@@ -92,22 +92,25 @@ spec:
       args: [--port=8090]
 "#;
 
-#[test]
-fn the_quickstart_serves_a_page_twice_and_uninstalls_without_a_trace() {
-    let lan = Lan::new();
-    let machine = fresh_machine(&lan);
-    let before = traces(&machine);
-    let cgroup_root = format!("/{}", machine.name());
-    let binary = binary();
-    let install = [
+/// The options that bring `machine` up from the binary under test, and keep its control groups where the box removes them.
+fn install(machine: &EdgeBox, more: &[&str]) -> Ran {
+    let (binary, cgroup_root) = (binary(), format!("/{}", machine.name()));
+    let mut args = more.to_vec();
+    args.extend([
         "--binary",
         binary.to_str().unwrap(),
         "--",
         "--cgroup-root",
         &cgroup_root,
-    ];
+    ]);
+    quickstart(machine, &args)
+}
 
-    let first = quickstart(&machine, &install).ok();
+#[test]
+fn the_quickstart_serves_a_page_and_is_harmless_the_second_time() {
+    let lan = Lan::new();
+    let machine = fresh_machine(&lan);
+    let first = install(&machine, &[]).ok();
     assert!(
         first.contains("Hello from Amphipod, served by hello-"),
         "{first}"
@@ -116,39 +119,44 @@ fn the_quickstart_serves_a_page_twice_and_uninstalls_without_a_trace() {
         first.contains(machine.name()) && first.contains("service/hello"),
         "{first}"
     );
-    let pods = |machine: &EdgeBox| {
+    let pods = || {
         let list = machine.kubectl().get(&["pods"]);
-        let uids: Vec<_> = list["items"]
-            .as_array()
-            .unwrap()
+        let items = list["items"].as_array().unwrap();
+        assert_eq!(items.len(), 2, "{list}");
+        items
             .iter()
             .map(|pod| pod["metadata"]["uid"].to_string())
-            .collect();
-        assert_eq!(uids.len(), 2, "{list}");
-        uids.into_iter().collect::<BTreeSet<_>>()
+            .collect::<BTreeSet<_>>()
     };
-    let running = pods(&machine);
-
-    // The second time nothing is built, installed or restarted, and the options are remembered.
-    let second = quickstart(&machine, &install[..2]).ok();
+    let running = pods();
+    // Nothing is built, installed or restarted, and the options are remembered.
+    let second = quickstart(&machine, &["--binary", binary().to_str().unwrap()]).ok();
+    assert!(second.contains("already runs"), "{second}");
     assert!(
-        second.contains("already runs") && second.contains("Hello from Amphipod, served by hello-"),
+        second.contains("Hello from Amphipod, served by hello-"),
         "{second}"
     );
-    assert_eq!(pods(&machine), running, "the pods were touched");
+    assert_eq!(pods(), running, "the pods were touched");
+    quickstart(&machine, &["--uninstall"]).ok();
+}
 
+#[test]
+fn uninstalling_leaves_no_trace() {
+    let lan = Lan::new();
+    let machine = fresh_machine(&lan);
+    let before = traces(&machine);
+    install(&machine, &["--no-demo"]).ok();
     machine.kubectl().apply(MORE);
     machine
         .kubectl()
         .wait_for("pod/much", "condition=Ready", 30);
-
     quickstart(&machine, &["--uninstall"]).ok();
+
     let after = traces(&machine);
     let left: Vec<_> = after.difference(&before).collect();
     assert!(left.is_empty(), "left behind: {left:#?}");
     let taken: Vec<_> = before.difference(&after).collect();
     assert!(taken.is_empty(), "taken away: {taken:#?}");
-
     // And once more, with nothing there.
     quickstart(&machine, &["--uninstall"]).ok();
 }
@@ -157,17 +165,7 @@ fn the_quickstart_serves_a_page_twice_and_uninstalls_without_a_trace() {
 fn a_program_that_dies_is_started_again() {
     let lan = Lan::new();
     let machine = fresh_machine(&lan);
-    let cgroup_root = format!("/{}", machine.name());
-    let install = [
-        "--no-demo",
-        "--binary",
-        binary().to_str().unwrap(),
-        "--",
-        "--cgroup-root",
-        &cgroup_root,
-    ]
-    .map(str::to_owned);
-    quickstart(&machine, &install.each_ref().map(String::as_str)).ok();
+    install(&machine, &["--no-demo"]).ok();
     machine
         .run(&[
             "bash",

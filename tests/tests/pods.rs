@@ -227,33 +227,92 @@ fn port_forward_carries_connections() {
         "web",
         &pod("web", "exec httpd -f -p 8080 -h /etc", json!({})),
     );
-    let mut forward = kubectl
-        .command(&["port-forward", "pod/web", ":8080"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    forwards(&mut kubectl.command(&["port-forward", "pod/web", ":8080"]));
+}
+
+/// Runs a port-forward to a web server and fetches a page through it, several times at once.
+#[track_caller]
+fn forwards(command: &mut std::process::Command) {
+    let mut forward = command.stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     let mut output = std::io::BufReader::new(forward.stdout.take().unwrap());
     std::io::BufRead::read_line(&mut output, &mut line).unwrap();
     let port = line
         .split("127.0.0.1:")
         .nth(1)
-        .and_then(|rest| rest.split(' ').next())
-        .unwrap_or_else(|| panic!("{line}"));
-    for _ in 0..3 {
-        let page = shared()
-            .edge_box
-            .run(&[
-                "curl",
-                "-sS",
-                "-m5",
-                &format!("http://127.0.0.1:{port}/passwd"),
-            ])
-            .ok();
-        assert!(page.contains("root:x:0:0"), "{page}");
+        .and_then(|rest| rest.split(' ').next());
+    let url = format!(
+        "http://127.0.0.1:{}/passwd",
+        port.unwrap_or_else(|| panic!("{line}"))
+    );
+    std::thread::scope(|scope| {
+        for _ in 0..5 {
+            scope.spawn(|| {
+                let page = shared().edge_box.run(&["curl", "-sS", "-m5", &url]).ok();
+                assert!(page.contains("root:x:0:0"), "{page}");
+            });
+        }
+    });
+    // nsenter's child is the kubectl that must end.
+    let kubectl = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", forward.id()))
+        .unwrap_or_default();
+    for pid in kubectl.split_whitespace() {
+        let _ = nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(pid.parse().unwrap()),
+            nix::sys::signal::Signal::SIGTERM,
+        );
     }
     forward.kill().unwrap();
     forward.wait().unwrap();
+}
+
+/// kubectl as it was before it spoke WebSocket, and as many client libraries still are.
+fn old(kubectl: &Kubectl, args: &[&str]) -> std::process::Command {
+    let mut command = kubectl.command(args);
+    command
+        .env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false")
+        .env("KUBECTL_PORT_FORWARD_WEBSOCKETS", "false");
+    command
+}
+
+#[test]
+fn older_clients_exec_attach_and_forward_over_spdy() {
+    let kubectl = namespace("spdy");
+    ready(
+        &kubectl,
+        "it",
+        &pod("it", "exec httpd -f -p 8080 -h /etc", json!({})),
+    );
+    let big = "y".repeat(300_000);
+    let cat = Ran::of(
+        &mut old(&kubectl, &["exec", "-i", "it", "--", "cat"]),
+        big.as_bytes(),
+    );
+    assert_eq!(cat.ok(), big);
+    assert_eq!(
+        Ran::of(
+            &mut old(&kubectl, &["exec", "it", "--", "sh", "-c", "exit 42"]),
+            b""
+        )
+        .code,
+        42
+    );
+    let more = json!({"spec": {"containers": [{"stdin": true}]}});
+    ready(
+        &kubectl,
+        "reader",
+        &pod(
+            "reader",
+            "while read line; do echo got $line; [ $line = end ] && exit 0; done",
+            more,
+        ),
+    );
+    let ran = Ran::of(
+        &mut old(&kubectl, &["attach", "-i", "reader"]),
+        b"one\nend\n",
+    );
+    assert!(ran.stdout.contains("got one\ngot end\n"), "{ran:?}");
+    forwards(&mut old(&kubectl, &["port-forward", "pod/it", ":8080"]));
 }
 
 #[test]

@@ -57,7 +57,10 @@ impl Inside {
         let mut connection = server.connect().await?;
         let deadline = Instant::now() + Duration::from_secs(30);
         while !can_run_pods(&mut connection).await? {
-            ensure!(Instant::now() < deadline, "the box is not ready to run pods");
+            ensure!(
+                Instant::now() < deadline,
+                "the box is not ready to run pods"
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         Ok((server, Program::find(&self.program)?))
@@ -65,8 +68,16 @@ impl Inside {
 
     /// How long to let a box rest before idle figures, and how long to look.
     fn idle_windows(&self) -> (Duration, Duration, Duration) {
-        let seconds = if self.quick { (20, 20, 60) } else { (120, 60, 300) };
-        (Duration::from_secs(seconds.0), Duration::from_secs(seconds.1), Duration::from_secs(seconds.2))
+        let seconds = if self.quick {
+            (20, 20, 60)
+        } else {
+            (120, 60, 300)
+        };
+        (
+            Duration::from_secs(seconds.0),
+            Duration::from_secs(seconds.1),
+            Duration::from_secs(seconds.2),
+        )
     }
 
     /// Rests, then returns the CPU used in a window, in percent of one core.
@@ -81,14 +92,28 @@ impl Inside {
 
 /// Whether the node is Ready and pods can be created in the namespace `default`.
 async fn can_run_pods(connection: &mut Connection) -> Result<bool> {
-    let (account, _) = connection.ask(Method::GET, "/api/v1/namespaces/default/serviceaccounts/default", Bytes::new()).await?;
-    let nodes = connection.json(Method::GET, "/api/v1/nodes", &Value::Null).await?;
-    Ok(account.is_success() && nodes["items"].as_array().is_some_and(|nodes| nodes.iter().any(node_is_ready)))
+    let (account, _) = connection
+        .ask(
+            Method::GET,
+            "/api/v1/namespaces/default/serviceaccounts/default",
+            Bytes::new(),
+        )
+        .await?;
+    let nodes = connection
+        .json(Method::GET, "/api/v1/nodes", &Value::Null)
+        .await?;
+    Ok(account.is_success()
+        && nodes["items"]
+            .as_array()
+            .is_some_and(|nodes| nodes.iter().any(node_is_ready)))
 }
 
 fn node_is_ready(node: &Value) -> bool {
     let conditions = node["status"]["conditions"].as_array();
-    conditions.is_some_and(|all| all.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"))
+    conditions.is_some_and(|all| {
+        all.iter()
+            .any(|c| c["type"] == "Ready" && c["status"] == "True")
+    })
 }
 
 /// Waits on a watch until an event satisfies `done`.
@@ -119,7 +144,10 @@ async fn start(inside: &Inside) -> Result<Figures> {
 /// Seconds to `/readyz`, to the node's Ready and to the first pod's Running; the last two only of an empty disk.
 async fn one_start(inside: &Inside, empty: bool) -> Result<(f64, f64, f64)> {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname")?;
-    let log = std::fs::File::options().create(true).append(true).open(inside.disk.join("amphipod.log"))?;
+    let log = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(inside.disk.join("amphipod.log"))?;
     let begun = Instant::now();
     let mut child = std::process::Command::new(&inside.program)
         .args(["server", "--cgroup-root", &format!("/{}", host.trim())])
@@ -145,8 +173,16 @@ async fn follow_start(begun: Instant, empty: bool) -> Result<(f64, f64, f64)> {
             Err(_) => pause().await,
         }
     };
-    while !connection.ask(Method::GET, "/readyz", Bytes::new()).await?.0.is_success() {
-        ensure!(begun.elapsed() < limit, "/readyz does not say ok after {limit:?}");
+    while !connection
+        .ask(Method::GET, "/readyz", Bytes::new())
+        .await?
+        .0
+        .is_success()
+    {
+        ensure!(
+            begun.elapsed() < limit,
+            "/readyz does not say ok after {limit:?}"
+        );
         pause().await;
     }
     let readyz = begun.elapsed().as_secs_f64();
@@ -158,25 +194,42 @@ async fn follow_start(begun: Instant, empty: bool) -> Result<(f64, f64, f64)> {
         let pod = pods::pod("first", "amphipod.local/hello", &[]);
         loop {
             let body = Bytes::from(pod.to_string());
-            let (status, answer) = connection.ask(Method::POST, "/api/v1/namespaces/default/pods", body).await?;
+            let (status, answer) = connection
+                .ask(Method::POST, "/api/v1/namespaces/default/pods", body)
+                .await?;
             if status.is_success() {
                 break;
             }
             let text = String::from_utf8_lossy(&answer).into_owned();
-            ensure!(begun.elapsed() < limit, "the pod is refused after {limit:?}: {text}");
+            ensure!(
+                begun.elapsed() < limit,
+                "the pod is refused after {limit:?}: {text}"
+            );
             pause().await;
         }
-        let mut watch = server.connect().await?.watch("/api/v1/namespaces/default/pods?watch=true").await?;
+        let mut watch = server
+            .connect()
+            .await?
+            .watch("/api/v1/namespaces/default/pods?watch=true")
+            .await?;
         until(&mut watch, |_, pod| pod["status"]["phase"] == "Running").await?;
         Ok::<_, anyhow::Error>(begun.elapsed().as_secs_f64())
     };
     let node_ready = async {
-        let mut watch = server.connect().await?.watch("/api/v1/nodes?watch=true").await?;
+        let mut watch = server
+            .connect()
+            .await?
+            .watch("/api/v1/nodes?watch=true")
+            .await?;
         until(&mut watch, |_, node| node_is_ready(node)).await?;
         Ok::<_, anyhow::Error>(begun.elapsed().as_secs_f64())
     };
     let (pod_running, node_ready) = tokio::join!(pod_running, node_ready);
-    Ok((readyz, node_ready.context("waiting for the node")?, pod_running.context("waiting for the pod")?))
+    Ok((
+        readyz,
+        node_ready.context("waiting for the node")?,
+        pod_running.context("waiting for the pod")?,
+    ))
 }
 
 async fn idle(inside: &Inside) -> Result<Figures> {
@@ -189,7 +242,11 @@ async fn idle(inside: &Inside) -> Result<Figures> {
     let disk: &Path = &inside.disk;
     // What was written lazily before the window must not be counted in it.
     sync(disk)?;
-    let (before, device, begun) = (program.used()?, crate::procs::device_written(disk)?, Instant::now());
+    let (before, device, begun) = (
+        program.used()?,
+        crate::procs::device_written(disk)?,
+        Instant::now(),
+    );
     tokio::time::sleep(window).await;
     sync(disk)?;
     let per_hour = 3600.0 / begun.elapsed().as_secs_f64() / 1024.0;
@@ -205,7 +262,11 @@ fn sync(path: &Path) -> Result<()> {
     use std::os::fd::AsRawFd;
     let dir = std::fs::File::open(path)?;
     // SAFETY: the descriptor is open for as long as the call lasts.
-    ensure!(unsafe { libc::syncfs(dir.as_raw_fd()) } == 0, "syncfs: {}", std::io::Error::last_os_error());
+    ensure!(
+        unsafe { libc::syncfs(dir.as_raw_fd()) } == 0,
+        "syncfs: {}",
+        std::io::Error::last_os_error()
+    );
     Ok(())
 }
 
@@ -213,7 +274,10 @@ fn sync(path: &Path) -> Result<()> {
 pub fn percentile(values: &mut [f64], part: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     let last = values.len().saturating_sub(1);
-    values.get((last as f64 * part).round() as usize).copied().unwrap_or(f64::NAN)
+    values
+        .get((last as f64 * part).round() as usize)
+        .copied()
+        .unwrap_or(f64::NAN)
 }
 
 /// A namespace of its own for a group, ready for pods.
@@ -222,11 +286,21 @@ pub fn percentile(values: &mut [f64], part: f64) -> f64 {
 /// When the server refuses, or its service account does not appear.
 pub async fn namespace(connection: &mut Connection, name: &str) -> Result<()> {
     let body = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
-    connection.json(Method::POST, "/api/v1/namespaces", &body).await?;
+    connection
+        .json(Method::POST, "/api/v1/namespaces", &body)
+        .await?;
     let path = format!("/api/v1/namespaces/{name}/serviceaccounts/default");
     let deadline = Instant::now() + Duration::from_secs(10);
-    while !connection.ask(Method::GET, &path, Bytes::new()).await?.0.is_success() {
-        ensure!(Instant::now() < deadline, "namespace {name} gets no service account");
+    while !connection
+        .ask(Method::GET, &path, Bytes::new())
+        .await?
+        .0
+        .is_success()
+    {
+        ensure!(
+            Instant::now() < deadline,
+            "namespace {name} gets no service account"
+        );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     Ok(())

@@ -33,7 +33,11 @@ fn pods_path(namespace: &str) -> String {
 }
 
 async fn watch_pods(server: &Server, namespace: &str) -> Result<Watch> {
-    server.connect().await?.watch(&format!("{}?watch=true", pods_path(namespace))).await
+    server
+        .connect()
+        .await?
+        .watch(&format!("{}?watch=true", pods_path(namespace)))
+        .await
 }
 
 /// Waits until every pod of `names` is Running.
@@ -45,28 +49,51 @@ async fn all_running(watch: &mut Watch, mut names: BTreeSet<String>) -> Result<(
         }
         names.is_empty()
     });
-    waited.await.with_context(|| format!("waiting for {total} pods to run"))
+    waited
+        .await
+        .with_context(|| format!("waiting for {total} pods to run"))
 }
 
 /// Brings the image to the box, by a pod that comes and goes.
-async fn warm(server: &Server, connection: &mut Connection, inside: &Inside, namespace: &str) -> Result<()> {
+async fn warm(
+    server: &Server,
+    connection: &mut Connection,
+    inside: &Inside,
+    namespace: &str,
+) -> Result<()> {
     let mut watch = watch_pods(server, namespace).await?;
     run_one(connection, &mut watch, inside, namespace, "warm").await?;
     remove_one(connection, &mut watch, namespace, "warm").await
 }
 
-async fn run_one(connection: &mut Connection, watch: &mut Watch, inside: &Inside, namespace: &str, name: &str) -> Result<f64> {
+async fn run_one(
+    connection: &mut Connection,
+    watch: &mut Watch,
+    inside: &Inside,
+    namespace: &str,
+    name: &str,
+) -> Result<f64> {
     let body = pod(name, &inside.image, SLEEP);
     let begun = Instant::now();
-    connection.json(Method::POST, &pods_path(namespace), &body).await?;
+    connection
+        .json(Method::POST, &pods_path(namespace), &body)
+        .await?;
     all_running(watch, [name.to_owned()].into()).await?;
     Ok(begun.elapsed().as_secs_f64() * 1e3)
 }
 
-async fn remove_one(connection: &mut Connection, watch: &mut Watch, namespace: &str, name: &str) -> Result<()> {
+async fn remove_one(
+    connection: &mut Connection,
+    watch: &mut Watch,
+    namespace: &str,
+    name: &str,
+) -> Result<()> {
     let path = format!("{}/{name}?gracePeriodSeconds=0", pods_path(namespace));
     connection.json(Method::DELETE, &path, &Value::Null).await?;
-    until(watch, |kind, pod| kind == "DELETED" && pod["metadata"]["name"] == name).await
+    until(watch, |kind, pod| {
+        kind == "DELETED" && pod["metadata"]["name"] == name
+    })
+    .await
 }
 
 /// Create to Running, one after the other, and crun beside it.
@@ -102,9 +129,16 @@ fn crun(inside: &Inside) -> Result<Vec<f64>> {
     std::fs::copy("/bin/busybox", bundle.join("rootfs/bin/true"))?;
     let run = |args: &[&str]| -> Result<()> {
         let mut command = std::process::Command::new("crun");
-        command.args(["--root", "/run/crun"]).args(args).current_dir(&bundle);
+        command
+            .args(["--root", "/run/crun", "--cgroup-manager", "disabled"])
+            .args(args)
+            .current_dir(&bundle);
         let output = command.output().context("crun is not installed")?;
-        ensure!(output.status.success(), "crun {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        ensure!(
+            output.status.success(),
+            "crun {args:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         Ok(())
     };
     run(&["spec"])?;
@@ -112,8 +146,7 @@ fn crun(inside: &Inside) -> Result<Vec<f64>> {
     let mut spec: Value = serde_json::from_slice(&std::fs::read(&config)?)?;
     spec["process"]["args"] = json!(["/bin/true"]);
     spec["process"]["terminal"] = json!(false);
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname")?;
-    spec["linux"]["cgroupsPath"] = json!(format!("/{}/crun", host.trim()));
+    spec["linux"]["resources"] = json!({});
     std::fs::write(&config, spec.to_string())?;
     let mut taken = Vec::new();
     for index in 0..if inside.quick { 10 } else { 40 } {
@@ -125,11 +158,27 @@ fn crun(inside: &Inside) -> Result<Vec<f64>> {
 }
 
 /// Creates `count` pods over 8 connections; returns their names and when the first was sent.
-async fn create_many(server: &Server, inside: &Inside, namespace: &'static str, count: usize) -> Result<(BTreeSet<String>, Instant)> {
+async fn create_many(
+    server: &Server,
+    inside: &Inside,
+    namespace: &'static str,
+    count: usize,
+) -> Result<(BTreeSet<String>, Instant)> {
     let names: BTreeSet<String> = (0..count).map(|index| format!("pod-{index}")).collect();
     let begun = Instant::now();
-    let bodies = names.iter().map(|name| pod(name, &inside.image, SLEEP)).collect::<Vec<_>>();
-    over_connections(server, 8, bodies, move |connection, body| Box::pin(async move { connection.json(Method::POST, &pods_path(namespace), &body).await.map(drop) })).await?;
+    let bodies = names
+        .iter()
+        .map(|name| pod(name, &inside.image, SLEEP))
+        .collect::<Vec<_>>();
+    over_connections(server, 8, bodies, move |connection, body| {
+        Box::pin(async move {
+            connection
+                .json(Method::POST, &pods_path(namespace), &body)
+                .await
+                .map(drop)
+        })
+    })
+    .await?;
     Ok((names, begun))
 }
 
@@ -176,8 +225,18 @@ pub async fn burst(inside: &Inside) -> Result<Figures> {
     figures.insert("burst/running".to_owned(), begun.elapsed().as_secs_f64());
     let begun = Instant::now();
     let mut gone = names.clone();
-    let paths: Vec<String> = names.iter().map(|name| format!("{}/{name}?gracePeriodSeconds=1", pods_path("burst"))).collect();
-    let deletes = over_connections(&server, 8, paths, |connection, path| Box::pin(async move { connection.json(Method::DELETE, &path, &Value::Null).await.map(drop) }));
+    let paths: Vec<String> = names
+        .iter()
+        .map(|name| format!("{}/{name}?gracePeriodSeconds=1", pods_path("burst")))
+        .collect();
+    let deletes = over_connections(&server, 8, paths, |connection, path| {
+        Box::pin(async move {
+            connection
+                .json(Method::DELETE, &path, &Value::Null)
+                .await
+                .map(drop)
+        })
+    });
     let ends = until(&mut watch, |kind, pod| {
         if kind == "DELETED" {
             gone.remove(pod["metadata"]["name"].as_str().unwrap_or_default());
@@ -207,7 +266,10 @@ pub async fn standing(inside: &Inside) -> Result<Figures> {
     drop(watch);
     let mut figures = Figures::new();
     figures.insert("pods/cpu".to_owned(), inside.idle_cpu(&program).await?);
-    figures.insert("pods/memory-of-each".to_owned(), (program.pss() - before) / 50.0);
+    figures.insert(
+        "pods/memory-of-each".to_owned(),
+        (program.pss() - before) / 50.0,
+    );
     eprintln!("{}", program.describe());
     Ok(figures)
 }
@@ -228,12 +290,21 @@ pub async fn service(inside: &Inside) -> Result<Figures> {
     namespace(&mut connection, "service").await?;
     let mut watch = watch_pods(&server, "service").await?;
     for name in ["web-0", "web-1"] {
-        connection.json(Method::POST, &pods_path("service"), &pod(name, "amphipod.local/hello", &[])).await?;
+        connection
+            .json(
+                Method::POST,
+                &pods_path("service"),
+                &pod(name, "amphipod.local/hello", &[]),
+            )
+            .await?;
     }
     let mut waiting = BTreeSet::from(["web-0".to_owned(), "web-1".to_owned()]);
     until(&mut watch, |_, pod| {
         let conditions = pod["status"]["conditions"].as_array();
-        if conditions.is_some_and(|all| all.iter().any(|c| c["type"] == "Ready" && c["status"] == "True")) {
+        if conditions.is_some_and(|all| {
+            all.iter()
+                .any(|c| c["type"] == "Ready" && c["status"] == "True")
+        }) {
             waiting.remove(pod["metadata"]["name"].as_str().unwrap_or_default());
         }
         waiting.is_empty()
@@ -243,13 +314,26 @@ pub async fn service(inside: &Inside) -> Result<Figures> {
     let mut figures = Figures::new();
     let mut alone = answered(&mut connection, "alone", count).await?;
     figures.insert("service/p50".to_owned(), percentile(&mut alone, 0.5));
-    let bodies: Vec<Value> = (0..if inside.quick { 100 } else { 1000 }).map(|index| service_body(&format!("many-{index}"))).collect();
-    over_connections(&server, 8, bodies, |connection, body| Box::pin(async move { connection.json(Method::POST, SERVICES, &body).await.map(drop) })).await?;
+    let bodies: Vec<Value> = (0..if inside.quick { 100 } else { 1000 })
+        .map(|index| service_body(&format!("many-{index}")))
+        .collect();
+    over_connections(&server, 8, bodies, |connection, body| {
+        Box::pin(async move {
+            connection
+                .json(Method::POST, SERVICES, &body)
+                .await
+                .map(drop)
+        })
+    })
+    .await?;
     // The thousand are in force when the last of them answers; then it is quiet again.
     answered(&mut connection, "after-many", 1).await?;
     tokio::time::sleep(Duration::from_secs(5)).await;
     let mut beside = answered(&mut connection, "beside", count).await?;
-    figures.insert("service/beside-1000-p50".to_owned(), percentile(&mut beside, 0.5));
+    figures.insert(
+        "service/beside-1000-p50".to_owned(),
+        percentile(&mut beside, 0.5),
+    );
     Ok(figures)
 }
 
@@ -259,11 +343,20 @@ async fn answered(connection: &mut Connection, prefix: &str, count: usize) -> Re
     for index in 0..count {
         let name = format!("{prefix}-{index}");
         let begun = Instant::now();
-        let made = connection.json(Method::POST, SERVICES, &service_body(&name)).await?;
-        let address = made["spec"]["clusterIP"].as_str().context("the service has no address")?.to_owned();
-        first_answer(&address, begun).await.with_context(|| format!("asking service {name}"))?;
+        let made = connection
+            .json(Method::POST, SERVICES, &service_body(&name))
+            .await?;
+        let address = made["spec"]["clusterIP"]
+            .as_str()
+            .context("the service has no address")?
+            .to_owned();
+        first_answer(&address, begun)
+            .await
+            .with_context(|| format!("asking service {name}"))?;
         taken.push(begun.elapsed().as_secs_f64() * 1e3);
-        connection.json(Method::DELETE, &format!("{SERVICES}/{name}"), &Value::Null).await?;
+        connection
+            .json(Method::DELETE, &format!("{SERVICES}/{name}"), &Value::Null)
+            .await?;
     }
     Ok(taken)
 }
@@ -274,12 +367,18 @@ async fn first_answer(address: &str, begun: Instant) -> Result<()> {
     let limit = Duration::from_secs(60);
     loop {
         ensure!(begun.elapsed() < limit, "no answer after {limit:?}");
-        let connected = tokio::time::timeout(Duration::from_millis(4), TcpStream::connect((address, 80))).await;
+        let connected =
+            tokio::time::timeout(Duration::from_millis(4), TcpStream::connect((address, 80))).await;
         if let Ok(Ok(mut stream)) = connected {
-            stream.write_all(b"GET / HTTP/1.0\r\nHost: x\r\n\r\n").await?;
+            stream
+                .write_all(b"GET / HTTP/1.0\r\nHost: x\r\n\r\n")
+                .await?;
             let mut answer = Vec::new();
             stream.read_to_end(&mut answer).await?;
-            ensure!(answer.starts_with(b"HTTP/1.") && Bytes::from(answer).len() > 12, "a strange answer");
+            ensure!(
+                answer.starts_with(b"HTTP/1.") && Bytes::from(answer).len() > 12,
+                "a strange answer"
+            );
             return Ok(());
         }
         tokio::time::sleep(Duration::from_millis(1)).await;

@@ -32,9 +32,14 @@ impl Program {
     /// # Errors
     /// When it does not run.
     pub fn find(path: &Path) -> Result<Program> {
-        let mut program = Program { path: path.canonicalize()?, main: 0 };
+        let mut program = Program {
+            path: path.canonicalize()?,
+            main: 0,
+        };
         let pids = program.pids();
-        program.main = *pids.first().with_context(|| format!("{} does not run here", path.display()))?;
+        program.main = *pids
+            .first()
+            .with_context(|| format!("{} does not run here", path.display()))?;
         Ok(program)
     }
 
@@ -60,8 +65,15 @@ impl Program {
     pub fn pss(&self) -> f64 {
         let kib = |pid: &u32| {
             let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-            let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap_or_default().to_owned();
-            line.trim().trim_end_matches(" kB").parse::<f64>().unwrap_or(0.0)
+            let line = text
+                .lines()
+                .find_map(|line| line.strip_prefix("Pss:"))
+                .unwrap_or_default()
+                .to_owned();
+            line.trim()
+                .trim_end_matches(" kB")
+                .parse::<f64>()
+                .unwrap_or(0.0)
         };
         self.pids().iter().map(kib).sum::<f64>() / 1024.0
     }
@@ -69,12 +81,24 @@ impl Program {
     /// A line a process: what it is and its memory, for whoever looks for the cause of a missed budget.
     pub fn describe(&self) -> String {
         let one = |pid: &u32| {
-            let name = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default().replace('\0', " ");
-            let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+            let name = fs::read_to_string(format!("/proc/{pid}/cmdline"))
+                .unwrap_or_default()
+                .replace('\0', " ");
+            let rollup =
+                fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
             let fields: Vec<String> = rollup
                 .lines()
-                .filter(|line| ["Rss:", "Pss:", "Pss_Anon:", "Pss_File:", "Private_Dirty:"].iter().any(|f| line.starts_with(f)))
-                .map(|line| line.split_whitespace().take(2).collect::<Vec<_>>().join(" "))
+                .filter(|line| {
+                    ["Rss:", "Pss:", "Pss_Anon:", "Pss_File:", "Private_Dirty:"]
+                        .iter()
+                        .any(|f| line.starts_with(f))
+                })
+                .map(|line| {
+                    line.split_whitespace()
+                        .take(2)
+                        .collect::<Vec<_>>()
+                        .join(" ")
+                })
                 .collect();
             format!("{pid} {name}: {}", fields.join(", "))
         };
@@ -87,7 +111,10 @@ impl Program {
     /// When the main process is gone.
     pub fn used(&self) -> Result<Used> {
         let main_cpu = cpu_clock(self.main).context("the program ended")?;
-        let mut used = Used { main_cpu, ..Used::default() };
+        let mut used = Used {
+            main_cpu,
+            ..Used::default()
+        };
         for pid in self.pids() {
             used.cpu += cpu_clock(pid).unwrap_or(0.0) + cpu_of_reaped(pid).unwrap_or(0.0);
             used.written += written(pid).unwrap_or(0);
@@ -99,9 +126,15 @@ impl Program {
 /// The CPU clock of another process, in seconds; exact to the nanosecond, where /proc/PID/stat counts in hundredths.
 fn cpu_clock(pid: u32) -> Result<f64> {
     let mut clock: libc::clockid_t = 0;
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: both pointers are to live locals of the types that the calls fill.
-    let ok = unsafe { libc::clock_getcpuclockid(pid as i32, &mut clock) == 0 && libc::clock_gettime(clock, &mut time) == 0 };
+    let ok = unsafe {
+        libc::clock_getcpuclockid(pid as i32, &mut clock) == 0
+            && libc::clock_gettime(clock, &mut time) == 0
+    };
     ensure!(ok, "process {pid} is gone");
     Ok(time.tv_sec as f64 + time.tv_nsec as f64 / 1e9)
 }
@@ -118,7 +151,10 @@ fn cpu_of_reaped(pid: u32) -> Option<f64> {
 
 fn written(pid: u32) -> Option<u64> {
     let io = fs::read_to_string(format!("/proc/{pid}/io")).ok()?;
-    io.lines().find_map(|line| line.strip_prefix("write_bytes: "))?.parse().ok()
+    io.lines()
+        .find_map(|line| line.strip_prefix("write_bytes: "))?
+        .parse()
+        .ok()
 }
 
 /// Bytes written so far to the block device that holds `path`.
@@ -128,9 +164,17 @@ fn written(pid: u32) -> Option<u64> {
 pub fn device_written(path: &Path) -> Result<u64> {
     use std::os::unix::fs::MetadataExt;
     let device = fs::metadata(path)?.dev();
-    let stat = format!("/sys/dev/block/{}:{}/stat", libc::major(device), libc::minor(device));
+    let stat = format!(
+        "/sys/dev/block/{}:{}/stat",
+        libc::major(device),
+        libc::minor(device)
+    );
     let text = fs::read_to_string(&stat).with_context(|| format!("reading {stat}"))?;
     // Documentation/block/stat.rst: field 7 is the number of 512-byte sectors written.
-    let sectors: u64 = text.split_whitespace().nth(6).context("a short stat file")?.parse()?;
+    let sectors: u64 = text
+        .split_whitespace()
+        .nth(6)
+        .context("a short stat file")?
+        .parse()?;
     Ok(sectors * 512)
 }

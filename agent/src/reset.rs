@@ -28,14 +28,11 @@ pub async fn reset(config: &AgentConfig, really: bool) -> Result<Vec<String>> {
             }
         }
         if really {
-            let pid = runtime.keeper_pid();
-            if pid > 0 {
-                let _ = nix::sys::signal::kill(
-                    nix::unistd::Pid::from_raw(pid),
-                    nix::sys::signal::Signal::SIGTERM,
-                );
-            }
-            runtime.remove_cgroup("").await.context("removing the pods' cgroup")?;
+            runtime
+                .remove_cgroup("")
+                .await
+                .context("removing the pods' cgroup")?;
+            runtime.stop_keeper().await.context("stopping the keeper")?;
         }
     }
     let base = config.data_dir.join("pods");

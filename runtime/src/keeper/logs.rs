@@ -159,7 +159,13 @@ impl LogFile {
                 self.size += lines.len() as u64;
                 self.failing = false;
             }
-            Err(e) => self.complain(&e),
+            Err(e) => {
+                // No half lines: the next would be appended to one.
+                if let Some(file) = &self.file {
+                    let _ = file.set_len(self.size);
+                }
+                self.complain(&e);
+            }
         }
     }
 

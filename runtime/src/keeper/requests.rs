@@ -141,8 +141,12 @@ impl Keeper {
             .collect();
         for index in orphans {
             if let Some(container) = self.containers.get_mut(&index) {
+                let pid = container.life.pid;
                 for slot in 0..2 {
-                    container.outputs[slot] = reopen_pipe(container.life.pid, slot + 1);
+                    container.outputs[slot] = reopen_pipe(pid, slot + 1, true);
+                }
+                if container.record.stdin && container.stdin.is_none() {
+                    container.stdin = reopen_pipe(pid, 0, false);
                 }
             }
             let _ = self.watch_outputs(index);
@@ -604,8 +608,8 @@ fn describe(container: &Container) -> Reply {
     }
 }
 
-/// A new reading end of the pipe that a process writes to.
-fn reopen_pipe(pid: i32, fd: usize) -> Option<OwnedFd> {
+/// Another end of a pipe that a process has open.
+fn reopen_pipe(pid: i32, fd: usize, read: bool) -> Option<OwnedFd> {
     let path = format!("/proc/{pid}/fd/{fd}");
     if !fs::read_link(&path)
         .ok()?
@@ -615,7 +619,7 @@ fn reopen_pipe(pid: i32, fd: usize) -> Option<OwnedFd> {
         return None;
     }
     let mut options = fs::OpenOptions::new();
-    std::os::unix::fs::OpenOptionsExt::custom_flags(options.read(true), libc::O_NONBLOCK);
+    std::os::unix::fs::OpenOptionsExt::custom_flags(options.read(read).write(!read), libc::O_NONBLOCK);
     options.open(path).ok().map(OwnedFd::from)
 }
 
@@ -640,14 +644,19 @@ impl Streams {
             let (theirs, ours) = fd::pipe()?;
             fd::set_nonblocking(ours.as_fd(), true)?;
             streams.stdin = Some(ours);
-            streams.theirs[0] = Some(theirs);
+            // With `stdin_once` the container is to see the end when we close ours.
+            streams.theirs[0] = Some(match record.stdin_once {
+                true => theirs,
+                false => fd::both_ways(&theirs)?,
+            });
         }
         if !record.terminal {
             for slot in 0..2 {
                 let (ours, theirs) = fd::pipe()?;
                 fd::set_nonblocking(ours.as_fd(), true)?;
                 streams.outputs[slot] = Some(ours);
-                streams.theirs[slot + 1] = Some(theirs);
+                // If keeper and agent die together, the container waits for the next keeper instead of dying of SIGPIPE.
+                streams.theirs[slot + 1] = Some(fd::both_ways(&theirs)?);
             }
         }
         let (ours, theirs) = fd::pipe()?;

@@ -30,6 +30,14 @@ pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(nix::unistd::pipe2(OFlag::O_CLOEXEC)?)
 }
 
+/// The same end of a pipe, but open for both directions: who holds it is reader and writer at once, so that the pipe lives, and nobody gets
+/// SIGPIPE, while no other process has the other end.
+pub(crate) fn both_ways(end: &OwnedFd) -> io::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", end.as_raw_fd());
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(path)?;
+    Ok(file.into())
+}
+
 /// Closes every descriptor from 3 on that is not in `keep`. Only for freshly forked children, which own nothing that would notice.
 pub(crate) fn close_all_but(keep: &mut [RawFd]) {
     keep.sort_unstable();

@@ -189,6 +189,86 @@ pub async fn containers_survive_the_agent(b: Boxed<Box>) {
     assert_eq!(support::wait(&again, "c").await.code, 8);
 }
 
+pub async fn containers_survive_keeper_and_agent_together(b: Boxed<Box>) {
+    let layers: Vec<String> = b.shell("", "").layers.iter().map(|l| l.display().to_string()).collect();
+    let log = |b: &Box| b.log("c");
+    let dir = b.dir.clone();
+    // Nothing of it is held by this process.
+    let shm = b.sandbox.shm_path.clone();
+    let Box { runtime, config, sandbox, .. } = *b;
+    runtime.stop_keeper().await.unwrap();
+    let mut agent = Command::new("/proc/self/exe")
+        .arg("agent")
+        .arg(&dir)
+        .arg(layers.join(":"))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(agent.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let keeper = std::fs::read_dir("/proc").unwrap().flatten().find_map(|e| {
+        let pid: i32 = e.file_name().to_str()?.parse().ok()?;
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let parent: u32 = stat.rsplit(") ").next()?.split(' ').nth(1)?.parse().ok()?;
+        let keeper = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?.contains("\0keeper\0");
+        (parent == agent.id() && keeper).then_some(pid)
+    });
+    let keeper = keeper.unwrap();
+    kill(keeper, libc::SIGKILL);
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    wait_gone(keeper).await;
+    let again = Runtime::open(config.clone()).await.unwrap();
+    let b = Box { dir, config, runtime: again, sandbox };
+    running(&b.runtime, "c").await;
+    let count = log(&b).lines().count();
+    until("its log goes on", || log(&b).lines().count() > count + 5).await;
+    std::fs::write(shm.join("go"), "").unwrap();
+    assert_eq!(b.wait("c").await.code, 8);
+    for (n, line) in log(&b).lines().enumerate() {
+        assert_eq!(line, format!("line {n}"), "no line is lost");
+    }
+}
+
+pub async fn a_create_that_dies_half_way_leaves_nothing(b: Boxed<Box>) {
+    let keeper = b.runtime.keeper_pid();
+    let children = || -> Vec<i32> {
+        let text = std::fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children"));
+        text.unwrap_or_default().split_whitespace().map(|p| p.parse().unwrap()).collect()
+    };
+    let mut failed = 0;
+    for n in 0..30u32 {
+        let id = format!("c{n}");
+        let spec = b.shell(&id, "exit 0");
+        let killer = async {
+            while children().is_empty() {
+                tokio::task::yield_now().await;
+            }
+            // Later each time: other steps of the creation.
+            tokio::time::sleep(std::time::Duration::from_micros(u64::from(n) * 700)).await;
+            for pid in children() {
+                kill(pid, libc::SIGKILL);
+            }
+        };
+        let (created, ()) = tokio::join!(b.runtime.create_container(&spec), killer);
+        match created {
+            // It was made before, or only the helper died: the container is an ordinary one.
+            Ok(()) => {}
+            Err(e) => {
+                failed += 1;
+                assert!(matches!(e, Error::Create(_)), "{e:?}");
+                assert!(!b.config.state_dir.join("containers").join(&id).exists());
+                // And it can be made again.
+                b.start(&spec).await;
+                assert_eq!(b.wait(&id).await.code, 0);
+            }
+        }
+        b.runtime.remove_container(&id).await.unwrap();
+    }
+    assert!(failed > 3, "{failed}");
+    until("no process is left", || children().is_empty()).await;
+}
+
 pub async fn the_keeper_upgrades_itself_in_place(b: Boxed<Box>) {
     let program = b.dir.join("new-program");
     std::fs::copy("/proc/self/exe", &program).unwrap();

@@ -87,6 +87,8 @@ const TESTS: &[Test] = tests![
     adoption::a_running_command_survives_the_keeper,
     adoption::a_forgotten_command_does_not_hold_up_its_container,
     adoption::containers_survive_the_agent,
+    adoption::containers_survive_keeper_and_agent_together,
+    adoption::a_create_that_dies_half_way_leaves_nothing,
     adoption::the_keeper_upgrades_itself_in_place,
     adoption::a_failed_upgrade_changes_nothing,
     adoption::after_a_reboot_containers_are_known_as_lost,

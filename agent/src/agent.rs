@@ -93,13 +93,15 @@ impl Agent {
         }
 
         let machine = Machine::look(&config.data_dir);
-        let address = config
-            .node_ip
-            .or_else(own_address)
-            .unwrap_or(IpAddr::from([127, 0, 0, 1]));
+        let remembered = store.fact("address").await?.and_then(|a| a.parse().ok());
+        let address = config.node_ip.or_else(own_address).or(remembered);
+        let address = address.unwrap_or(IpAddr::from([127, 0, 0, 1]));
+        if remembered != Some(address) {
+            store.put_fact("address", address.to_string()).await?;
+        }
         let host_ips = vec![address];
         let facts = NodeFacts {
-            host_ips: host_ips.clone(),
+            host_ips,
             allocatable: object::allocatable(&object::capacity(&machine, &config), &config),
             memory_capacity: machine.memory_bytes,
         };
@@ -121,6 +123,7 @@ impl Agent {
                 store: image_store.clone(),
                 registries: crate::registries::read(config.registries.as_deref())?,
                 own_binary: config.helper_exe.clone(),
+                link: link.clone(),
             },
             network: network_seen,
             objects: ObjectCache::new(client.clone(), store.clone(), link.clone(), changed),
@@ -188,7 +191,7 @@ impl Agent {
         let dirty = Arc::new(Notify::new());
         let keeper = NodeKeeper {
             machine,
-            addresses: host_ips,
+            deps: deps.clone(),
             client: client.clone(),
             link,
             store,

@@ -23,6 +23,7 @@ use crate::pod::observed::{Observed, Sandbox, Stop};
 use crate::pod::plan::PodPlan;
 use crate::pod::record::{Found, FoundState, Record};
 use crate::resources::cgroup;
+use crate::store::StoredPod;
 
 /// The pods by UID, shared with whoever wants to look.
 #[derive(Clone, Default)]
@@ -69,9 +70,24 @@ impl Supervisor {
 
     /// Brings back every stored pod, and removes what belongs to none. Needs no server.
     pub async fn restore(&mut self) -> anyhow::Result<()> {
-        let stored = self.deps.store.pods().await?;
+        let mut stored = self.deps.store.pods().await?;
         let containers = self.deps.runtime.list_containers().await?;
         let sandboxes = self.deps.runtime.list_sandboxes().await?;
+        for s in &sandboxes {
+            let lost = !stored.iter().any(|p| p.uid == s.id);
+            if let (true, Some(pod)) = (lost, s.labels.get(label::POD)) {
+                tracing::warn!(
+                    uid = s.id,
+                    "a pod runs that the database does not know; taking it up again from its sandbox"
+                );
+                self.deps.store.put_pod(s.id.clone(), pod.clone()).await?;
+                stored.push(StoredPod {
+                    uid: s.id.clone(),
+                    pod: pod.clone(),
+                    record: None,
+                });
+            }
+        }
         for pod in &stored {
             let Ok(parsed) = serde_json::from_str::<Pod>(&pod.pod) else {
                 tracing::error!(

@@ -6,12 +6,13 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use amphipod_runtime::image::{
-    Image, ImageStore, PullOptions, Reference, RegistryAuth, RegistryConfig,
+    ErrorKind, Image, ImageStore, PullOptions, Reference, RegistryAuth, RegistryConfig,
 };
 use k8s_openapi::api::core::v1::{Container, Secret};
 
 use crate::events::{PodEvents, Severity};
 use crate::pod::observed::Waiting;
+use crate::server::link::Link;
 
 /// Our own images, made from our own binary: they need no registry.
 pub const OWN_REGISTRY: &str = "amphipod.local";
@@ -23,6 +24,7 @@ pub struct Images {
     pub registries: RegistryConfig,
     /// What `amphipod.local/hello` is made of.
     pub own_binary: PathBuf,
+    pub link: Link,
 }
 
 /// Why an image is not there.
@@ -55,11 +57,13 @@ fn policy(container: &Container, reference: &Reference) -> &'static str {
 }
 
 impl Images {
-    /// The image of `container`, pulled if its policy says so. Tells the usual events.
+    /// The image of `container`, pulled if its policy says so. Tells the usual events. One that `ran_before` here starts from
+    /// the image that is present when the box is cut off, whatever its policy.
     pub async fn ensure(
         &self,
         container: &Container,
         auth: Vec<RegistryAuth>,
+        ran_before: bool,
         events: &PodEvents,
     ) -> Result<Image, Failure> {
         let name = container.image.as_deref().unwrap_or_default();
@@ -75,7 +79,8 @@ impl Images {
         let present = self.store.resolve(&reference);
         let own = reference.registry() == OWN_REGISTRY;
         match (policy(container, &reference), present) {
-            ("Always", present) if !(own && present.is_some()) => {}
+            ("Always", present)
+                if present.is_none() || !(own || ran_before && !self.link.connected()) => {}
             (_, Some(image)) => {
                 let text = format!(
                     "Container image \"{name}\" already present on machine and can be accessed by the pod"
@@ -124,6 +129,15 @@ impl Images {
             }
             Err(e) => {
                 let why = e.to_string();
+                if let (ErrorKind::Network, true, Some(image)) =
+                    (e.kind(), ran_before, self.store.resolve(&reference))
+                {
+                    let text = format!(
+                        "Failed to pull image \"{name}\": {why}; using the image already present"
+                    );
+                    events.tell(Severity::Warning, "Failed", at, text);
+                    return Ok(image);
+                }
                 events.tell(
                     Severity::Warning,
                     "Failed",

@@ -24,6 +24,8 @@ pub mod label {
     /// Path of the file that the container writes its termination message to, on the box.
     pub const TERMINATION_LOG: &str = "io.amphipod.termination-log";
     pub const LOG: &str = "io.amphipod.log";
+    /// On sandboxes: the Pod object, so that a lost database can be made again from what runs.
+    pub const POD: &str = "io.amphipod.pod";
 }
 
 /// Everything a container is made from.

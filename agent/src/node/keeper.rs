@@ -2,7 +2,6 @@
 //! learns from it the pod range and the labels.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
@@ -14,10 +13,11 @@ use amphipod_runtime::image::ImageStore;
 use serde_json::{Value, json};
 use tokio::sync::{Notify, mpsc, watch};
 
-use super::machine::Machine;
+use super::machine::{Machine, own_address};
 use super::object::{self, Facts};
 use super::pressure::{Left, Pressure, pressure};
 use crate::config::AgentConfig;
+use crate::deps::Deps;
 use crate::server::link::Link;
 use crate::store::Store;
 
@@ -30,7 +30,8 @@ const REPORT: Duration = Duration::from_secs(300);
 pub struct NodeKeeper {
     pub config: AgentConfig,
     pub machine: Machine,
-    pub addresses: Vec<IpAddr>,
+    /// What pods are told of the node; its addresses change when the machine's do.
+    pub deps: Arc<Deps>,
     pub client: Client,
     pub link: Link,
     pub store: Store,
@@ -83,6 +84,7 @@ impl NodeKeeper {
                 _ = tick.tick() => {
                     short = pressure(&Left::look(&self.config.data_dir), &self.config.eviction);
                     let _ = self.pressure.try_send(short);
+                    self.look_at_addresses().await;
                     if self.link.connected() || told_at.is_none() {
                         self.renew(&lease).await;
                     }
@@ -128,6 +130,24 @@ impl NodeKeeper {
         }
     }
 
+    /// A machine may get its address after we started, or another one.
+    async fn look_at_addresses(&self) {
+        if self.config.node_ip.is_some() {
+            return;
+        }
+        let Some(now) = own_address() else { return };
+        let changed = {
+            let mut node = self.deps.node.write().unwrap_or_else(|e| e.into_inner());
+            let changed = node.host_ips != [now];
+            node.host_ips = vec![now];
+            changed
+        };
+        if changed {
+            tracing::info!(address = %now, "this machine has another address");
+            let _ = self.store.put_fact("address", now.to_string()).await;
+        }
+    }
+
     fn facts(&self, short: Pressure, now: jiff::Timestamp) -> Facts<'_> {
         let mut images: Vec<(Vec<String>, u64)> = self
             .images
@@ -148,7 +168,7 @@ impl NodeKeeper {
         Facts {
             machine: &self.machine,
             config: &self.config,
-            addresses: &self.addresses,
+            addresses: self.deps.node().host_ips,
             pressure: short,
             network_trouble: self.network_trouble.borrow().clone(),
             images,

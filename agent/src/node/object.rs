@@ -113,7 +113,7 @@ pub fn node(m: &Machine, config: &AgentConfig) -> Value {
 pub struct Facts<'a> {
     pub machine: &'a Machine,
     pub config: &'a AgentConfig,
-    pub addresses: &'a [IpAddr],
+    pub addresses: Vec<IpAddr>,
     pub pressure: Pressure,
     /// Why pods cannot have a network yet.
     pub network_trouble: Option<String>,
@@ -276,7 +276,7 @@ mod tests {
         Facts {
             machine: m,
             config: c,
-            addresses: &[],
+            addresses: vec![],
             pressure: Pressure::default(),
             network_trouble,
             images: vec![],

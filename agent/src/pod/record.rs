@@ -10,6 +10,7 @@ use super::backoff::Mono;
 use super::decide::outcome;
 use super::observed::{Exit, Observed, Run, Stop};
 use super::plan::PodPlan;
+use crate::handle::ContainerKind;
 
 /// Stored with the pod whenever its status changes.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -94,7 +95,12 @@ impl Record {
         time: Timestamp,
     ) -> Observed {
         let mut seen = Observed::new(plan);
-        seen.initialized = self.initialized && sandbox;
+        // Without a record (a lost database), a regular container tells that initialisation was through.
+        let begun = |f: &Found| {
+            let plan = plan.containers.iter().find(|c| c.name == f.container);
+            plan.is_some_and(|c| c.kind == ContainerKind::Regular)
+        };
+        seen.initialized = sandbox && (self.initialized || found.iter().any(begun));
         seen.cleaned = self.cleaned;
         seen.stop = match &self.failed {
             _ if self.deleted => Some(Stop::Deleted),

@@ -99,6 +99,10 @@ pub async fn create_sandbox(deps: Arc<Deps>, pod: Arc<Pod>) -> Result<SandboxInf
                 crate::container::spec::label::POD_NAMESPACE.to_string(),
                 m.namespace.clone().unwrap_or_default(),
             ),
+            (
+                crate::container::spec::label::POD.to_string(),
+                serde_json::to_string(&*pod).unwrap_or_default(),
+            ),
         ]
         .into(),
     };

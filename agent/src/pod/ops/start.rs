@@ -89,7 +89,7 @@ pub async fn start(
         .collect();
     let auth = images::credentials(secrets.iter().map(|s| &**s));
     let image = tokio::select! {
-        image = deps.images.ensure(&r.container, auth, &r.events) => image,
+        image = deps.images.ensure(&r.container, auth, r.attempt > 0, &r.events) => image,
         _ = stopping.wait_for(|s| *s) => return Err(StartFailure::Cancelled),
     };
     let image = image.map_err(|f| {

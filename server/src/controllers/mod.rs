@@ -7,8 +7,11 @@
 //! Reading is from the in-process cache. A write through the registry is in the cache when it returns, so that a controller sees its
 //! own writes the next time it looks.
 
+mod certificates;
 mod claims;
+mod cluster_dns;
 mod deployment;
+mod endpoints;
 mod memo;
 mod namespace_defaults;
 mod node_ipam;
@@ -17,6 +20,7 @@ mod pod_control;
 mod pods;
 mod queue;
 mod replica_set;
+mod token_cleaner;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -38,10 +42,13 @@ use queue::WorkQueue;
 pub use queue::{Key, Outcome};
 
 /// What the controllers are told about the cluster.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Config {
-    /// The CA certificate for `kube-root-ca.crt`, PEM.
-    pub ca_pem: String,
+    /// The cluster's CA: for `kube-root-ca.crt`, and to sign with.
+    pub pki: Arc<crate::bootstrap::pki::Pki>,
+    /// Nodes that were removed.
+    pub removed: Arc<crate::auth::removed::RemovedNodes>,
+    pub authorizer: Arc<crate::auth::Authorizer>,
     /// The ranges that nodes get their pod ranges from.
     pub cluster_cidrs: Vec<String>,
     /// Where the API is reached: the endpoint of the service `kubernetes`.
@@ -182,6 +189,12 @@ fn all() -> Vec<Arc<dyn Controller>> {
         Arc::new(node_lifecycle::NodeLifecycle),
         Arc::new(replica_set::ReplicaSets::default()),
         Arc::new(deployment::Deployments::default()),
+        Arc::new(certificates::Approver),
+        Arc::new(certificates::Signer),
+        Arc::new(certificates::Cleaner),
+        Arc::new(token_cleaner::TokenCleaner),
+        Arc::new(endpoints::ServiceEndpoints::default()),
+        Arc::new(cluster_dns::ClusterDns),
     ]
 }
 

@@ -61,7 +61,7 @@ async fn reconcile(tools: &Tools, namespace: &str) -> Result<Outcome> {
                 .await,
         )?;
     }
-    let data = json!({"ca.crt": tools.config.ca_pem});
+    let data = json!({"ca.crt": tools.config.pki.ca_pem()});
     let context = tools.context("configmaps", namespace)?;
     match tools.table("configmaps").get(namespace, ROOT_CA) {
         None => {

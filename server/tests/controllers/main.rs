@@ -5,3 +5,4 @@ mod bench;
 mod deployments;
 mod nodes;
 mod replica_sets;
+mod services;

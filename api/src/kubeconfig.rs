@@ -1,9 +1,12 @@
-//! Writing kubeconfig files.
+//! Writing and reading kubeconfig files.
 
 use std::fmt::Write as _;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use serde_json::Value;
+
+use crate::client::{Auth, ClientConfig};
 
 /// How the user proves who it is.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +46,47 @@ pub fn kubeconfig(
     out
 }
 
+/// The server and the user of a kubeconfig's current context. Understands what [`kubeconfig`] writes: everything embedded.
+///
+/// # Errors
+/// Text that is none, or that refers to files or programs.
+pub fn parse(text: &str) -> Result<ClientConfig, String> {
+    let config: Value =
+        serde_yaml_ng::from_str(text).map_err(|e| format!("reading the kubeconfig: {e}"))?;
+    let named = |list: &str, name: &Value, part: &str| {
+        let found = config[list].as_array().into_iter().flatten();
+        found
+            .into_iter()
+            .find(|entry| entry["name"] == *name)
+            .map(|entry| entry[part].clone())
+            .ok_or_else(|| format!("the kubeconfig has no {part} named {name}"))
+    };
+    let context = named("contexts", &config["current-context"], "context")?;
+    let cluster = named("clusters", &context["cluster"], "cluster")?;
+    let user = named("users", &context["user"], "user")?;
+    let embedded = |from: &Value, field: &str| {
+        let text = from[field]
+            .as_str()
+            .ok_or_else(|| format!("the kubeconfig has no {field}"))?;
+        let bytes = STANDARD
+            .decode(text)
+            .map_err(|e| format!("{field} of the kubeconfig: {e}"))?;
+        String::from_utf8(bytes).map_err(|e| format!("{field} of the kubeconfig: {e}"))
+    };
+    let server = cluster["server"]
+        .as_str()
+        .ok_or("the kubeconfig has no server")?;
+    let auth = match user["token"].as_str() {
+        Some(token) => Auth::Token(token.to_owned()),
+        None => Auth::Certificate {
+            cert_pem: embedded(&user, "client-certificate-data")?,
+            key_pem: embedded(&user, "client-key-data")?,
+        },
+    };
+    let ca_pem = embedded(&cluster, "certificate-authority-data")?;
+    Ok(ClientConfig::new(server, ca_pem, auth))
+}
+
 /// A YAML double-quoted scalar: JSON strings are such.
 fn quoted(s: &str) -> String {
     serde_json::Value::from(s).to_string()
@@ -50,6 +94,7 @@ fn quoted(s: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
@@ -65,5 +110,22 @@ mod tests {
             user:\n    token: \"t\"\ncontexts:\n- name: \"edge\"\n  context:\n    cluster: \"edge\"\n    \
             user: \"edge\"\ncurrent-context: \"edge\"\n";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn what_is_written_can_be_read() {
+        let credential = Credential::ClientCertificate {
+            cert_pem: "C",
+            key_pem: "K",
+        };
+        let read = parse(&kubeconfig("edge", "https://h:1", "CA", credential)).unwrap();
+        assert_eq!(
+            (read.server.as_str(), read.ca_pem.as_str()),
+            ("https://h:1", "CA")
+        );
+        assert!(
+            matches!(read.auth, Auth::Certificate { cert_pem, key_pem } if cert_pem == "C" && key_pem == "K")
+        );
+        assert!(parse("kind: Config").is_err());
     }
 }

@@ -8,6 +8,7 @@ pub mod field;
 pub mod files;
 pub mod gvk;
 pub mod ip;
+pub mod join;
 pub mod jwt;
 pub mod kubeconfig;
 pub mod meta;

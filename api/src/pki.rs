@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
     DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, SanType,
+    PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
@@ -109,7 +109,28 @@ fn parameters(lifetime: Duration) -> CertificateParams {
     let now = Timestamp::now().as_second().max(BUILD_TIME_FLOOR);
     params.not_after = epoch + Duration::from_secs(now as u64) + lifetime;
     params.distinguished_name = DistinguishedName::new();
+    params.serial_number = Some(serial_number(Timestamp::now()));
     params
+}
+
+/// Begins the serial numbers that hold a time.
+const SERIAL_MARK: u8 = 0x41;
+
+/// A serial number that tells when the certificate was made, since `notBefore` does not: a mark, milliseconds since 1970
+/// in eight bytes, and seven random bytes.
+fn serial_number(made: Timestamp) -> SerialNumber {
+    let mut serial = vec![SERIAL_MARK];
+    serial.extend_from_slice(&made.as_millisecond().to_be_bytes());
+    serial.extend_from_slice(&uuid::Uuid::new_v4().as_bytes()[9..]);
+    SerialNumber::from(serial)
+}
+
+fn time_of_serial(serial: &[u8]) -> Option<Timestamp> {
+    let (mark, rest) = serial.split_first()?;
+    let time: [u8; 8] = rest.get(..8)?.try_into().ok()?;
+    (*mark == SERIAL_MARK && serial.len() == 16)
+        .then(|| Timestamp::from_millisecond(i64::from_be_bytes(time)).ok())
+        .flatten()
 }
 
 /// 2026-01-01: a clock that says less is wrong, and lifetimes do not start in 1970.
@@ -214,6 +235,7 @@ impl Ca {
             PkiError::Request(format!("reading the certificate signing request: {e}"))
         })?;
         let mut params = parameters(grant.lifetime);
+        params.serial_number = Some(serial_number(grant.made));
         params.distinguished_name = subject(grant.common_name, grant.organizations)?;
         params.subject_alt_names = subject_alt_names(grant.sans)?;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -240,6 +262,8 @@ pub struct Grant<'a> {
     pub server: bool,
     pub client: bool,
     pub lifetime: Duration,
+    /// What [`CertInfo::made`] will tell.
+    pub made: Timestamp,
 }
 
 fn subject(common_name: &str, organizations: &[&str]) -> Result<DistinguishedName, PkiError> {
@@ -303,6 +327,8 @@ pub struct CertInfo {
     pub is_ca: bool,
     /// Lower-case hex of the serial number.
     pub serial: String,
+    /// When our CA made it, to the millisecond; the serial number tells.
+    pub made: Option<Timestamp>,
 }
 
 impl CertInfo {
@@ -331,9 +357,7 @@ impl CertInfo {
                 match name {
                     GeneralName::DNSName(name) => sans.push((*name).to_string()),
                     GeneralName::IPAddress(bytes) => {
-                        let ip = <[u8; 4]>::try_from(*bytes).map(IpAddr::from);
-                        let ip = ip.or_else(|_| <[u8; 16]>::try_from(*bytes).map(IpAddr::from));
-                        sans.extend(ip.ok().map(|ip| ip.to_string()));
+                        sans.extend(address(bytes).map(|ip| ip.to_string()));
                     }
                     _ => {}
                 }
@@ -351,6 +375,7 @@ impl CertInfo {
                 .iter()
                 .map(|b| format!("{b:02x}"))
                 .collect(),
+            made: time_of_serial(cert.raw_serial()),
         })
     }
 
@@ -364,11 +389,92 @@ fn first_der(pem: &str) -> Result<CertificateDer<'static>, PkiError> {
     CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|e| PkiError::Certificate(e.to_string()))
 }
 
+/// What a certificate signing request asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestInfo {
+    pub common_name: String,
+    pub organizations: Vec<String>,
+    /// DNS names and addresses, as text.
+    pub sans: Vec<String>,
+    /// There are alternative names of other kinds (e-mail addresses, URIs).
+    pub other_sans: bool,
+}
+
+impl RequestInfo {
+    /// Reads a request. Its signature, which proves that the requester has the key, is checked by [`Ca::sign_request`].
+    pub fn from_pem(csr_pem: &str) -> Result<RequestInfo, PkiError> {
+        use x509_parser::certification_request::X509CertificationRequest;
+        use x509_parser::extensions::{GeneralName, ParsedExtension};
+        let bad = |what: String| PkiError::Request(what);
+        let (_, pem) = x509_parser::pem::parse_x509_pem(csr_pem.as_bytes())
+            .map_err(|e| bad(format!("reading the PEM: {e}")))?;
+        let (_, request) = X509CertificationRequest::from_der(&pem.contents)
+            .map_err(|e| bad(format!("reading the request: {e}")))?;
+        let subject = &request.certification_request_info.subject;
+        let texts = |attributes: &mut dyn Iterator<
+            Item = &x509_parser::x509::AttributeTypeAndValue<'_>,
+        >| {
+            attributes
+                .map(|a| a.as_str().map(String::from).map_err(|e| bad(e.to_string())))
+                .collect::<Result<Vec<String>, _>>()
+        };
+        let names = texts(&mut subject.iter_common_name())?;
+        let mut info = RequestInfo {
+            common_name: names.into_iter().next().unwrap_or_default(),
+            organizations: texts(&mut subject.iter_organization())?,
+            sans: Vec::new(),
+            other_sans: false,
+        };
+        for extension in request.requested_extensions().into_iter().flatten() {
+            let ParsedExtension::SubjectAlternativeName(names) = extension else {
+                continue;
+            };
+            for name in &names.general_names {
+                match name {
+                    GeneralName::DNSName(name) => info.sans.push((*name).to_string()),
+                    GeneralName::IPAddress(bytes) => match address(bytes) {
+                        Some(ip) => info.sans.push(ip.to_string()),
+                        None => info.other_sans = true,
+                    },
+                    _ => info.other_sans = true,
+                }
+            }
+        }
+        Ok(info)
+    }
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    let ip = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    ip.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from))
+        .ok()
+}
+
+/// A certificate as PEM.
+pub fn certificate_pem(der: &[u8]) -> String {
+    use base64::Engine as _;
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
+    let mut rest = text.as_str();
+    while !rest.is_empty() {
+        let (line, more) = rest.split_at(rest.len().min(64));
+        pem.push_str(line);
+        pem.push('\n');
+        rest = more;
+    }
+    pem.push_str("-----END CERTIFICATE-----\n");
+    pem
+}
+
 /// The hash by which a join token pins a CA: `sha256:` and the hex digest of its public key info, as kubeadm has it.
 pub fn ca_hash(ca_pem: &str) -> Result<String, PkiError> {
-    let der = first_der(ca_pem)?;
+    ca_hash_der(&first_der(ca_pem)?)
+}
+
+/// As [`ca_hash`], of a certificate in DER.
+pub fn ca_hash_der(der: &[u8]) -> Result<String, PkiError> {
     let (_, cert) =
-        X509Certificate::from_der(&der).map_err(|e| PkiError::Certificate(e.to_string()))?;
+        X509Certificate::from_der(der).map_err(|e| PkiError::Certificate(e.to_string()))?;
     let digest = Sha256::digest(cert.public_key().raw);
     let hex: String = digest.iter().map(|b| format!("{b:02x}")).collect();
     Ok(format!("sha256:{hex}"))
@@ -436,9 +542,15 @@ mod tests {
             server: false,
             client: true,
             lifetime: LEAF_LIFETIME,
+            made: Timestamp::from_second(1_800_000_000).unwrap(),
         };
+        let asked = RequestInfo::from_pem(&request).unwrap();
+        assert_eq!(asked.common_name, "system:admin");
+        assert_eq!(asked.organizations, ["system:masters"]);
+        assert_eq!(asked.sans, ["evil.example"]);
         let cert = ca.sign_request(&request, &grant).unwrap();
         let info = CertInfo::from_pem(&cert).unwrap();
+        assert_eq!(info.made, Some(grant.made));
         assert_eq!(
             (info.common_name.as_str(), info.sans.len()),
             ("system:node:n1", 0)
@@ -458,6 +570,8 @@ mod tests {
         assert_eq!(ca.cert_pem(), again.cert_pem());
         let hash = ca_hash(ca.cert_pem()).unwrap();
         assert!(hash.starts_with("sha256:") && hash.len() == 7 + 64);
+        let der = first_der(ca.cert_pem()).unwrap();
+        assert_eq!(ca_hash(&certificate_pem(&der)).unwrap(), hash);
         let (other, _) = Ca::create("ca").unwrap();
         assert_ne!(ca_hash(other.cert_pem()).unwrap(), hash);
     }

@@ -1,14 +1,16 @@
 //! rustls configurations from PEM: our own CA only, ring, HTTP/2 and HTTP/1.1.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::server::{ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig};
+use rustls::{Error, SignatureScheme};
 use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
 /// Why a TLS configuration cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -127,4 +129,124 @@ pub fn client_config(
     };
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
+}
+
+/// A client for the first contact with a server of which only the hash of its CA is known ([`crate::pki::ca_hash`]): the CA must
+/// be in the chain that the server shows, and the server's certificate must be good by it. [`PinnedCa::found`] then tells the CA.
+pub fn pinned_client_config(ca_hash: &str) -> Result<(ClientConfig, Arc<PinnedCa>), TlsError> {
+    let pinned = Arc::new(PinnedCa {
+        hash: ca_hash.to_owned(),
+        provider: provider(),
+        found: Mutex::default(),
+    });
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(pinned.clone())
+        .with_no_client_auth();
+    Ok((config, pinned))
+}
+
+/// Trusts the one CA that has a certain hash.
+#[derive(Debug)]
+pub struct PinnedCa {
+    hash: String,
+    provider: Arc<CryptoProvider>,
+    found: Mutex<Option<CertificateDer<'static>>>,
+}
+
+impl PinnedCa {
+    /// The CA's certificate, PEM, after a handshake that succeeded.
+    pub fn found(&self) -> Option<String> {
+        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        found.as_deref().map(crate::pki::certificate_pem)
+    }
+}
+
+impl ServerCertVerifier for PinnedCa {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let is_it = |der: &CertificateDer<'_>| {
+            crate::pki::ca_hash_der(der).is_ok_and(|hash| hash == self.hash)
+        };
+        let ca = intermediates
+            .iter()
+            .find(|der| is_it(der))
+            .ok_or(Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
+        let mut roots = RootCertStore::empty();
+        roots.add(ca.clone().into_owned())?;
+        let by_ca =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone())
+                .build()
+                .map_err(|error| Error::General(error.to_string()))?;
+        let verified =
+            by_ca.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)?;
+        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(ca.clone().into_owned());
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::pki::{Ca, LEAF_LIFETIME, ca_hash};
+
+    /// Whether a client that pins `hash` takes a server of `signer` that shows `shown` along.
+    fn accepted(hash: &str, signer: &Ca, shown: &Ca) -> bool {
+        let leaf = signer
+            .issue_server("s", &["10.0.0.1".to_owned()], LEAF_LIFETIME)
+            .unwrap();
+        let chain = certificates((leaf.cert_pem + shown.cert_pem()).as_bytes(), "chain").unwrap();
+        let (_, pinned) = pinned_client_config(hash).unwrap();
+        let name = ServerName::try_from("10.0.0.1").unwrap();
+        let verified =
+            pinned.verify_server_cert(&chain[0], &chain[1..], &name, &[], UnixTime::now());
+        assert_eq!(verified.is_ok(), pinned.found().is_some());
+        verified.is_ok()
+    }
+
+    #[test]
+    fn a_first_contact_takes_only_the_ca_with_the_hash() {
+        let ((ours, _), (other, _)) = (Ca::create("ours").unwrap(), Ca::create("other").unwrap());
+        let hash = ca_hash(ours.cert_pem()).unwrap();
+        assert!(accepted(&hash, &ours, &ours));
+        assert!(!accepted(&hash, &other, &other), "another CA");
+        assert!(
+            !accepted(&hash, &other, &ours),
+            "the right CA shown by somebody whom it did not sign"
+        );
+    }
 }

@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use amphipod_api::files;
+use amphipod_api::join::ClusterFacts;
 use anyhow::Context as _;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -29,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::Authorizer;
 use crate::auth::authn::{CertificateUser, TokenAuthenticator};
+use crate::auth::removed::RemovedNodes;
 use crate::bootstrap::pki::{self, Pki};
 use crate::bootstrap::{addresses, objects};
 use crate::cache::Cache;
@@ -36,6 +38,7 @@ use crate::http::app::{App, PLACES};
 use crate::http::connect::Direct;
 use crate::http::health::Health;
 use crate::http::metrics::Metrics;
+use crate::http::tunnel::{ByTunnel, Tunnels};
 use crate::registry::Registry;
 use crate::resources::{Catalog, ClusterConfig};
 use crate::store::{SqliteStore, Store};
@@ -175,15 +178,24 @@ impl Server {
         }
 
         let stop = CancellationToken::new();
+        let tunnels = Arc::new(Tunnels::default());
+        let removed = Arc::new(RemovedNodes::new(cache.clone(), stop.clone()));
         let app = Arc::new(App {
             registry: registry.clone(),
-            authorizer,
+            authorizer: authorizer.clone(),
             tokens: Arc::new(TokenAuthenticator::new(
                 pki.token_keys.clone(),
                 cache.clone(),
                 issuer,
             )),
-            dialer: Arc::new(Direct::new(cache, pki.clone())),
+            dialer: Arc::new(ByTunnel::new(
+                tunnels.clone(),
+                Direct::new(cache, pki.clone()),
+            )),
+            tunnels,
+            removed: removed.clone(),
+            cluster: cluster_facts(&config)?,
+            own_node: config.node_name.clone().unwrap_or_default(),
             health: health(&pki),
             metrics: Metrics::default(),
             places: Semaphore::new(PLACES),
@@ -209,7 +221,9 @@ impl Server {
 
         let control = config.run_controllers.then(|| {
             let told = controllers::Config {
-                ca_pem: pki.ca_pem().to_owned(),
+                pki: pki.clone(),
+                removed,
+                authorizer,
                 cluster_cidrs: config.cluster_cidrs.clone(),
                 advertise,
             };
@@ -306,6 +320,21 @@ fn health(pki: &Arc<Pki>) -> Health {
         } else {
             Ok(())
         }
+    })
+}
+
+/// What boxes that join are told.
+fn cluster_facts(config: &ServerConfig) -> anyhow::Result<ClusterFacts> {
+    let service_cidr = config
+        .service_cidrs
+        .first()
+        .context("a service range is needed")?;
+    Ok(ClusterFacts {
+        cluster_cidr: config.cluster_cidrs.join(","),
+        service_cidr: config.service_cidrs.join(","),
+        cluster_domain: config.cluster_domain.clone(),
+        cluster_dns: addresses::nth(service_cidr, 10)?.to_string(),
+        node_port_range: config.node_port_range,
     })
 }
 

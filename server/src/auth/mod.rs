@@ -3,8 +3,10 @@
 mod attributes;
 pub mod authn;
 mod authorizer;
+pub mod bootstrap_token;
 mod node;
 pub mod rbac;
+pub mod removed;
 pub mod reviews;
 pub mod token_request;
 mod user;
@@ -12,4 +14,6 @@ mod user;
 pub use attributes::Attributes;
 pub use authorizer::Authorizer;
 pub use node::{NodeAuthorizer, NodeDecision};
-pub use user::{ANONYMOUS, AUTHENTICATED, MASTERS, NODES, UNAUTHENTICATED, UserInfo};
+pub use user::{
+    ANONYMOUS, AUTHENTICATED, BOOTSTRAPPERS, MASTERS, NODES, UNAUTHENTICATED, UserInfo,
+};

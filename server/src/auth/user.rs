@@ -23,6 +23,8 @@ pub const UNAUTHENTICATED: &str = "system:unauthenticated";
 pub const MASTERS: &str = "system:masters";
 /// The group of all node agents.
 pub const NODES: &str = "system:nodes";
+/// The group of all boxes that show a join token.
+pub const BOOTSTRAPPERS: &str = "system:bootstrappers";
 /// The name of a caller without credentials.
 pub const ANONYMOUS: &str = "system:anonymous";
 

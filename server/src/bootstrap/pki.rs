@@ -34,6 +34,15 @@ pub struct Pki {
     pub serving: Arc<Serving>,
 }
 
+/// Keys are not for logs.
+impl std::fmt::Debug for Pki {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pki")
+            .field("dir", &self.dir)
+            .finish_non_exhaustive()
+    }
+}
+
 /// The serving certificate of the moment: renewed under a running listener.
 #[derive(Debug)]
 pub struct Serving(RwLock<Arc<CertifiedKey>>);
@@ -109,7 +118,7 @@ impl Pki {
             |_| true,
             || ca.issue_client(KUBELET_CLIENT, &[], LEAF_LIFETIME),
         )?;
-        let key = tls::certified_key(serving.cert_pem.as_bytes(), serving.key_pem.as_bytes())?;
+        let key = chain(&serving, &ca)?;
         Ok(Pki {
             ca,
             sans,
@@ -137,7 +146,7 @@ impl Pki {
                     .issue_server("kube-apiserver", &self.sans, LEAF_LIFETIME)
             },
         )?;
-        let key = tls::certified_key(serving.cert_pem.as_bytes(), serving.key_pem.as_bytes())?;
+        let key = chain(&serving, &self.ca)?;
         *self
             .serving
             .0
@@ -153,10 +162,7 @@ impl Pki {
             &self.dir,
             "kubelet-client",
             |_| true,
-            || {
-                self.ca
-                    .issue_client(KUBELET_CLIENT, &[MASTERS], LEAF_LIFETIME)
-            },
+            || self.ca.issue_client(KUBELET_CLIENT, &[], LEAF_LIFETIME),
         )?;
         *self
             .kubelet_client
@@ -205,6 +211,7 @@ impl Pki {
                 server: true,
                 client: true,
                 lifetime: LEAF_LIFETIME,
+                made: Timestamp::now(),
             };
             Ok(Identity {
                 cert_pem: self.ca.sign_request(&request, &grant)?,
@@ -226,6 +233,12 @@ impl Pki {
         };
         kubeconfig::kubeconfig("amphipod", url, self.ca_pem(), credential)
     }
+}
+
+/// The serving certificate with the CA behind it: who joins knows the CA by its hash only, and must be shown it.
+fn chain(serving: &Identity, ca: &Ca) -> Result<CertifiedKey, tls::TlsError> {
+    let chain = format!("{}{}", serving.cert_pem, ca.cert_pem());
+    tls::certified_key(chain.as_bytes(), serving.key_pem.as_bytes())
 }
 
 /// The stored identity if it is good and not due, else a new one, stored.

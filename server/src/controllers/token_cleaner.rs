@@ -43,6 +43,9 @@ async fn reconcile(tools: &Tools, key: &Key) -> Result<Outcome> {
         return Ok(Outcome::After(left));
     }
     let cx = tools.context("secrets", &key.namespace)?;
-    tools.registry.delete(&cx, &key.name, &Default::default()).await?;
+    tools
+        .registry
+        .delete(&cx, &key.name, &Default::default())
+        .await?;
     Ok(Outcome::Done)
 }

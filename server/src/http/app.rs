@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use amphipod_api::join::ClusterFacts;
 use amphipod_api::{GroupResource, Status};
 use http::header::{HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Request, Response};
@@ -16,8 +17,10 @@ use super::health::Health;
 use super::metrics::Metrics;
 use super::negotiate::{Form, Offers, accepts_gzip};
 use super::query::Query;
+use super::tunnel::{self, Tunnels};
 use super::{RequestInfo, compress, paths, resource, respond};
 use crate::auth::authn::{CertificateUser, Impersonation, TokenAuthenticator, bearer};
+use crate::auth::removed::RemovedNodes;
 use crate::auth::{Attributes, Authorizer, UserInfo};
 use crate::registry::Registry;
 
@@ -32,6 +35,11 @@ pub struct App {
     pub authorizer: Arc<Authorizer>,
     pub tokens: Arc<TokenAuthenticator>,
     pub dialer: Arc<dyn NodeDialer>,
+    pub tunnels: Arc<Tunnels>,
+    pub removed: Arc<RemovedNodes>,
+    /// What agents are told of the cluster, and the node of this very box, which cannot be removed.
+    pub cluster: ClusterFacts,
+    pub own_node: String,
     pub health: Health,
     pub metrics: Metrics,
     /// Places for requests that do not stream; who finds none is told to come again.
@@ -62,6 +70,14 @@ impl Call {
     /// 406
     pub fn form(&self, offers: Offers) -> Result<Form, Status> {
         Form::negotiate(&self.headers, &self.query, offers)
+    }
+
+    /// Ends streams of this caller: when the server stops, and those of a node also when it is removed.
+    pub fn stop(&self) -> CancellationToken {
+        match self.user.node_name() {
+            Some(node) => self.app.removed.gate(node),
+            None => self.app.stop.clone(),
+        }
     }
 
     /// The question to the authorisers about this request.
@@ -136,7 +152,7 @@ impl App {
         body: Incoming,
     ) -> respond::Answer {
         let user = self.authenticate(certificate.as_deref(), &head.headers)?;
-        let extensions = head.extensions;
+        let mut extensions = head.extensions;
         let call = Call {
             app: self,
             user,
@@ -152,6 +168,9 @@ impl App {
         }
         if resource::is_long(&call) {
             return resource::serve_long(call, extensions, body).await;
+        }
+        if let Some(node) = paths::tunnel_of(&call.info) {
+            return tunnel::serve(&call, node, &mut extensions);
         }
         let app = call.app.clone();
         let Ok(_place) = app.places.try_acquire() else {
@@ -181,7 +200,14 @@ impl App {
         certificate: Option<&CertificateUser>,
         headers: &HeaderMap,
     ) -> Result<Arc<UserInfo>, Status> {
-        let user = if let Some(user) = certificate.and_then(CertificateUser::user) {
+        let shown = certificate.and_then(|shown| Some((shown.user()?, shown.made())));
+        let user = if let Some((user, made)) = shown {
+            if let Some(node) = user.node_name()
+                && self.removed.refuses(node, made)
+            {
+                tracing::debug!(node, "a certificate of a removed node was refused");
+                return Err(Status::unauthorized());
+            }
             user.clone()
         } else if let Some(token) = bearer(headers) {
             match self.tokens.authenticate(&token, &[]) {

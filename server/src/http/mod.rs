@@ -20,6 +20,7 @@ mod request_info;
 mod resource;
 pub mod respond;
 pub mod serve;
+pub mod tunnel;
 mod view;
 mod watch;
 mod websocket;

@@ -1,4 +1,4 @@
-//! Paths that are no resources: discovery, schemas, health, version, keys, metrics.
+//! Paths that are no resources: discovery, schemas, health, version, keys, metrics, and the fleet's own few.
 
 use amphipod_api::Status;
 use http::{Method, StatusCode};
@@ -16,6 +16,11 @@ use crate::resources::Descriptor;
 /// # Errors
 /// 404 for paths that are nothing.
 pub async fn serve(call: Call) -> Answer {
+    if call.method == Method::DELETE
+        && let Some(node) = call.info.path.strip_prefix(NODES)
+    {
+        return remove_node(&call, node).await;
+    }
     if !matches!(call.method, Method::GET | Method::HEAD) {
         return Err(Status::method_not_allowed());
     }
@@ -40,6 +45,10 @@ pub async fn serve(call: Call) -> Answer {
             ))
         }
         ["api" | "apis", ..] => documents::discover(&call, &parts),
+        ["amphipod.io", "v1", "cluster"] => {
+            let facts = serde_json::to_value(&call.app.cluster);
+            document(&call, &facts.unwrap_or_default())
+        }
         ["openapi", rest @ ..] => documents::openapi(&call, rest).await,
         _ => Err(Status::no_such_resource()),
     }
@@ -51,6 +60,36 @@ fn document(call: &Call, value: &Value) -> Answer {
         call.form(Offers::Whole)?,
         value,
     ))
+}
+
+/// The prefix of the paths about nodes as boxes.
+const NODES: &str = "/amphipod.io/v1/nodes/";
+
+/// The node whose tunnel a request is about to become.
+pub fn tunnel_of(info: &super::RequestInfo) -> Option<&str> {
+    let node = info.path.strip_prefix(NODES)?.strip_suffix("/tunnel")?;
+    (info.verb == "get" && !node.contains('/')).then_some(node)
+}
+
+/// Takes a box out of the cluster for good.
+async fn remove_node(call: &Call, node: &str) -> Answer {
+    if !amphipod_api::names::dns1123_subdomain(node).is_empty() {
+        return Err(Status::no_such_resource());
+    }
+    if node == call.app.own_node {
+        let why = format!("node {node:?} is the server's own box and cannot be removed from it");
+        return Err(Status::bad_request(why));
+    }
+    let app = &call.app;
+    app.removed.remove(&app.registry, &call.user, node).await?;
+    tracing::info!(
+        node,
+        "a node was removed; its certificates are refused from now on"
+    );
+    document(
+        call,
+        &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}),
+    )
 }
 
 fn root_paths() -> Value {

@@ -41,7 +41,7 @@ pub async fn serve(
         view: form.view,
         include,
         columns: true,
-        stop: call.app.stop.clone(),
+        stop: call.stop(),
     };
     if websocket::wanted(&call.headers) {
         return websocket::serve_lines(&call.headers, extensions, lines.into_stream());

@@ -53,7 +53,12 @@ async fn reconcile(tools: &Tools, name: &str) -> Result<Outcome> {
     let may = |subresource| {
         let ask = Attributes {
             subresource,
-            ..Attributes::resource(&user, "create", "certificates.k8s.io", "certificatesigningrequests")
+            ..Attributes::resource(
+                &user,
+                "create",
+                "certificates.k8s.io",
+                "certificatesigningrequests",
+            )
         };
         tools.config.authorizer.authorize(&ask).is_ok()
     };
@@ -67,7 +72,8 @@ async fn reconcile(tools: &Tools, name: &str) -> Result<Outcome> {
     } else {
         return Ok(Outcome::Done);
     };
-    let condition = json!({"type": "Approved", "status": "True", "reason": "AutoApproved", "message": message});
+    let condition =
+        json!({"type": "Approved", "status": "True", "reason": "AutoApproved", "message": message});
     let approve = |csr: &mut Value| {
         match csr["status"]["conditions"].as_array_mut() {
             Some(conditions) => conditions.push(condition.clone()),
@@ -77,7 +83,11 @@ async fn reconcile(tools: &Tools, name: &str) -> Result<Outcome> {
     };
     let cx = tools.sub_context(RESOURCE, "", "approval")?;
     tools.registry.update_with(&cx, name, approve).await?;
-    tracing::info!(node, by = user.name, "a node's certificate request was approved");
+    tracing::info!(
+        node,
+        by = user.name,
+        "a node's certificate request was approved"
+    );
     Ok(Outcome::Done)
 }
 
@@ -106,5 +116,6 @@ fn alive(tools: &Tools, node: &str) -> bool {
     let lease = lease.value();
     let seconds = lease["spec"]["leaseDurationSeconds"].as_i64().unwrap_or(40);
     let renewed = amphipod_api::time::parse_time(str_at(&lease, &["spec", "renewTime"]));
-    renewed.is_some_and(|at| Timestamp::now().duration_since(at) < SignedDuration::from_secs(seconds))
+    renewed
+        .is_some_and(|at| Timestamp::now().duration_since(at) < SignedDuration::from_secs(seconds))
 }

@@ -42,7 +42,10 @@ async fn reconcile(tools: &Tools, name: &str) -> Result<Outcome> {
         return Ok(Outcome::After(left));
     }
     let cx = tools.context(RESOURCE, "")?;
-    tools.registry.delete(&cx, name, &Default::default()).await?;
+    tools
+        .registry
+        .delete(&cx, name, &Default::default())
+        .await?;
     Ok(Outcome::Done)
 }
 
@@ -53,7 +56,8 @@ fn end(csr: &Value) -> Timestamp {
         .filter_map(|kind| condition(csr, kind))
         .find_map(|c| parse_time(str_at(c, &["lastUpdateTime"])));
     let made = parse_time(str_at(csr, &["metadata", "creationTimestamp"]));
-    let decided = issued(csr) || condition(csr, "Denied").is_some() || condition(csr, "Failed").is_some();
+    let decided =
+        issued(csr) || condition(csr, "Denied").is_some() || condition(csr, "Failed").is_some();
     let (from, keep) = match settled {
         Some(at) if decided => (at, SETTLED),
         _ => (made.unwrap_or_default(), PENDING),
@@ -71,11 +75,15 @@ mod tests {
     #[test]
     fn settled_requests_go_after_an_hour_and_others_after_a_day() {
         let at = |text: &str| parse_time(text).unwrap();
-        let mut csr = json!({"metadata": {"creationTimestamp": "2026-01-01T00:00:00Z"}, "status": {}});
+        let mut csr =
+            json!({"metadata": {"creationTimestamp": "2026-01-01T00:00:00Z"}, "status": {}});
         assert_eq!(end(&csr), at("2026-01-02T00:00:00Z"));
-        csr["status"]["conditions"] =
-            json!([{"type": "Approved", "status": "True", "lastUpdateTime": "2026-01-01T05:00:00Z"}]);
-        assert_eq!(end(&csr), at("2026-01-02T00:00:00Z"), "approved, but not signed");
+        csr["status"]["conditions"] = json!([{"type": "Approved", "status": "True", "lastUpdateTime": "2026-01-01T05:00:00Z"}]);
+        assert_eq!(
+            end(&csr),
+            at("2026-01-02T00:00:00Z"),
+            "approved, but not signed"
+        );
         csr["status"]["certificate"] = "eA==".into();
         assert_eq!(end(&csr), at("2026-01-01T06:00:00Z"));
     }

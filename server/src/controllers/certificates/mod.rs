@@ -89,7 +89,9 @@ mod tests {
             change(&mut info);
             node_of(&info, &usages).is_err()
         };
-        assert!(with(&|i| i.organizations = vec!["system:masters".to_owned()]));
+        assert!(with(
+            &|i| i.organizations = vec!["system:masters".to_owned()]
+        ));
         assert!(with(&|i| i.organizations.push("system:masters".to_owned())));
         assert!(with(&|i| i.common_name = "admin".to_owned()));
         assert!(with(&|i| i.common_name = "system:node:".to_owned()));

@@ -98,7 +98,10 @@ fn check(signer: &str, info: &RequestInfo, usages: &[&str]) -> std::result::Resu
     match signer {
         NODE_SIGNER => node_of(info, usages).map(drop),
         SERVING => {
-            only(&["digital signature", "key encipherment", "server auth"], "server auth")?;
+            only(
+                &["digital signature", "key encipherment", "server auth"],
+                "server auth",
+            )?;
             if info.organizations != [crate::auth::NODES] {
                 return Err("subject organization is not system:nodes".to_owned());
             }
@@ -111,13 +114,18 @@ fn check(signer: &str, info: &RequestInfo, usages: &[&str]) -> std::result::Resu
             Ok(())
         }
         _ => {
-            only(&["digital signature", "key encipherment", "client auth"], "client auth")?;
+            only(
+                &["digital signature", "key encipherment", "client auth"],
+                "client auth",
+            )?;
             if info.organizations.iter().any(|o| o == MASTERS) {
                 return Err(format!("subject organization {MASTERS} is not allowed"));
             }
             // Nodes get theirs where what nodes may ask for is checked.
             if info.organizations.iter().any(|o| o == crate::auth::NODES) {
-                return Err(format!("ask the signer {NODE_SIGNER} for certificates of nodes"));
+                return Err(format!(
+                    "ask the signer {NODE_SIGNER} for certificates of nodes"
+                ));
             }
             Ok(())
         }
@@ -161,7 +169,14 @@ mod tests {
         let client = &["client auth", "digital signature"][..];
         assert!(check(CLIENT, &asked("jane", &["dev"], &[]), client).is_ok());
         assert!(check(CLIENT, &asked("jane", &["system:masters"], &[]), client).is_err());
-        assert!(check(CLIENT, &asked("system:node:a", &["system:nodes"], &[]), client).is_err());
+        assert!(
+            check(
+                CLIENT,
+                &asked("system:node:a", &["system:nodes"], &[]),
+                client
+            )
+            .is_err()
+        );
         assert!(check(CLIENT, &asked("jane", &[], &[]), &["server auth"]).is_err());
         let serving = &["server auth", "digital signature"][..];
         let node = asked("system:node:a", &["system:nodes"], &["a"]);

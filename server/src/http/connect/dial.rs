@@ -1,4 +1,4 @@
-//! How the server reaches a node: one small trait, so that connections which only agents open can come later.
+//! How the server reaches a node: one small trait, with two ways behind it, a direct one and the agents' tunnels.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -29,8 +29,11 @@ pub enum Place<'a> {
     /// The node API of an agent (kubelet paths). The stream is authenticated both ways: the agent's certificate names
     /// the node, ours is `kube-apiserver-kubelet-client`.
     NodeApi { node: &'a str },
-    /// A plain TCP port in the pod network.
-    PodNetwork(SocketAddr),
+    /// A plain TCP port in the pod network, on this node if it is known.
+    PodNetwork {
+        node: Option<&'a str>,
+        address: SocketAddr,
+    },
 }
 
 /// Opens connections into the fleet.
@@ -106,7 +109,7 @@ impl NodeDialer for Direct {
         Box::pin(async move {
             match place {
                 Place::NodeApi { node } => self.node_api(node).await,
-                Place::PodNetwork(address) => Ok(Box::new(tcp(address).await?) as BoxStream),
+                Place::PodNetwork { address, .. } => Ok(Box::new(tcp(address).await?) as BoxStream),
             }
         })
     }

@@ -101,7 +101,7 @@ pub async fn serve(
         body: None,
         upgrade,
     };
-    let answer = pipe::pass(stream, onward, call.app.stop.clone()).await?;
+    let answer = pipe::pass(stream, onward, call.stop()).await?;
     if what != Connect::Log {
         return Ok(answer);
     }

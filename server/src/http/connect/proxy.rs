@@ -61,19 +61,27 @@ pub(super) async fn serve(call: &Call, upgrade: Option<OnUpgrade>, body: Incomin
         ));
     }
     let mut host = named.name.to_owned();
-    let address;
+    let target_node;
     let place = match info.resource.as_str() {
         "nodes" => Place::NodeApi { node: named.name },
         "pods" => {
             let pod = stored(call, "pods", &info.namespace, named.name)?;
-            address = pod_address(&pod, named.port)?;
+            let address = pod_address(&pod, named.port)?;
             host = address.to_string();
-            Place::PodNetwork(address)
+            target_node = pod["spec"]["nodeName"].as_str().map(str::to_owned);
+            Place::PodNetwork {
+                node: target_node.as_deref(),
+                address,
+            }
         }
         _ => {
             let service = stored(call, "services", &info.namespace, named.name)?;
-            address = service_address(call, &service, named.port)?;
-            Place::PodNetwork(address)
+            let endpoint = service_address(call, &service, named.port)?;
+            target_node = endpoint.node;
+            Place::PodNetwork {
+                node: target_node.as_deref(),
+                address: endpoint.address,
+            }
         }
     };
     let stream = call
@@ -83,7 +91,7 @@ pub(super) async fn serve(call: &Call, upgrade: Option<OnUpgrade>, body: Incomin
         .await
         .map_err(|why| match place {
             Place::NodeApi { .. } => dial_error(why),
-            Place::PodNetwork(_) => {
+            Place::PodNetwork { .. } => {
                 Status::service_unavailable(format!("error trying to reach service: {why}"))
             }
         })?;
@@ -104,7 +112,7 @@ pub(super) async fn serve(call: &Call, upgrade: Option<OnUpgrade>, body: Incomin
         body: Some(body),
         upgrade,
     };
-    pipe::pass(stream, onward, call.app.stop.clone()).await
+    pipe::pass(stream, onward, call.stop()).await
 }
 
 /// What stands behind `.../proxy` in the path as it came, with its leading slash. Counted by parts: namespaces and pods
@@ -142,8 +150,15 @@ fn pod_address(pod: &Value, port: &str) -> Result<SocketAddr, Status> {
     Ok(SocketAddr::new(ip, port))
 }
 
+/// One address behind a service, and the node it is on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Endpoint {
+    address: SocketAddr,
+    node: Option<String>,
+}
+
 /// A ready endpoint of the service's port, by number, name, or the only one.
-fn service_address(call: &Call, service: &Value, port: &str) -> Result<SocketAddr, Status> {
+fn service_address(call: &Call, service: &Value, port: &str) -> Result<Endpoint, Status> {
     let name = service["metadata"]["name"].as_str().unwrap_or_default();
     let none = |why: String| Status::service_unavailable(why);
     let ports = service["spec"]["ports"]
@@ -166,7 +181,7 @@ fn service_address(call: &Call, service: &Value, port: &str) -> Result<SocketAdd
         .registry
         .cache()
         .table("endpointslices.discovery.k8s.io");
-    let mut found: Vec<SocketAddr> = Vec::new();
+    let mut found: Vec<Endpoint> = Vec::new();
     if let Some(table) = table {
         table.for_each(Some(&call.info.namespace), |slice| {
             if slice
@@ -184,10 +199,10 @@ fn service_address(call: &Call, service: &Value, port: &str) -> Result<SocketAdd
         return Err(none(format!("no endpoints available for service {name:?}")));
     }
     let at = usize::from(uuid::Uuid::new_v4().as_bytes()[0]) % found.len();
-    Ok(found[at])
+    Ok(found.swap_remove(at))
 }
 
-fn collect(slice: &Value, port_name: &str, found: &mut Vec<SocketAddr>) {
+fn collect(slice: &Value, port_name: &str, found: &mut Vec<Endpoint>) {
     let port = slice["ports"]
         .as_array()
         .into_iter()
@@ -201,7 +216,10 @@ fn collect(slice: &Value, port_name: &str, found: &mut Vec<SocketAddr>) {
         }
         let addresses = endpoint["addresses"].as_array().into_iter().flatten();
         let ips = addresses.filter_map(|a| a.as_str()?.parse::<IpAddr>().ok());
-        found.extend(ips.map(|ip| SocketAddr::new(ip, port)));
+        found.extend(ips.map(|ip| Endpoint {
+            address: SocketAddr::new(ip, port),
+            node: endpoint["nodeName"].as_str().map(str::to_owned),
+        }));
     }
 }
 
@@ -262,17 +280,18 @@ mod tests {
         let slice = json!({
             "ports": [{"name": "web", "port": 8080}, {"name": "admin", "port": 9}],
             "endpoints": [
-                {"addresses": ["10.42.0.2"], "conditions": {"ready": true}},
+                {"addresses": ["10.42.0.2"], "conditions": {"ready": true}, "nodeName": "box-1"},
                 {"addresses": ["10.42.0.3"], "conditions": {"ready": false}},
                 {"addresses": ["10.42.0.4"]}
             ]
         });
         let mut found = Vec::new();
         collect(&slice, "web", &mut found);
-        let wanted: Vec<SocketAddr> = ["10.42.0.2:8080", "10.42.0.4:8080"]
-            .iter()
-            .map(|a| a.parse().unwrap())
-            .collect();
+        let wanted = [("10.42.0.2:8080", Some("box-1")), ("10.42.0.4:8080", None)];
+        let wanted = wanted.map(|(address, node)| Endpoint {
+            address: address.parse().unwrap(),
+            node: node.map(str::to_owned),
+        });
         assert_eq!(found, wanted);
     }
 }

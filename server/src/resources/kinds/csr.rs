@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use amphipod_api::meta::{array_at, i64_at, str_at};
 use amphipod_api::time::human_duration;
-use amphipod_api::{FieldError, FieldPath, Status, names};
+use amphipod_api::{FieldError, FieldPath, GroupResource, Status, names};
 use base64::Engine;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::certificates::v1;
@@ -83,6 +83,7 @@ impl Strategy for Csr {
             }
             Some(_) => {}
         }
+        may_decide(cx, new, old, sub)?;
         let now = amphipod_api::time::format_time(cx.now);
         if let Some(conditions) = new
             .pointer_mut("/status/conditions")
@@ -191,6 +192,38 @@ impl Strategy for Csr {
             condition(obj).into(),
         ]
     }
+}
+
+/// Deciding needs the verb `approve`, and issuing the verb `sign`, on the signer.
+fn may_decide(
+    cx: &StrategyContext,
+    new: &Value,
+    old: &Value,
+    sub: Option<&str>,
+) -> Result<(), Status> {
+    let changed = |field: &str| {
+        let path = ["", "status", field].join("/");
+        new.pointer(&path) != old.pointer(&path)
+    };
+    let verb = match sub {
+        Some("approval") if changed("conditions") => "approve",
+        Some("status") if changed("conditions") || changed("certificate") => "sign",
+        _ => return Ok(()),
+    };
+    let signer = str_at(old, &["spec", "signerName"]);
+    let domain = signer.split('/').next().unwrap_or_default();
+    let may = |name: &str| {
+        cx.privileges
+            .may(cx.user, verb, "certificates.k8s.io", "signers", "", name)
+    };
+    if may(signer) || may(&format!("{domain}/*")) {
+        return Ok(());
+    }
+    Err(Status::forbidden(
+        &GroupResource::new("certificates.k8s.io", "certificatesigningrequests"),
+        str_at(old, &["metadata", "name"]),
+        format!("user not permitted to {verb} requests with signerName {signer:?}"),
+    ))
 }
 
 /// `Pending`, or `Approved,Issued` and the like.

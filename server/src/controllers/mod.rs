@@ -12,6 +12,7 @@ mod claims;
 mod cluster_dns;
 mod deployment;
 mod endpoints;
+mod garbage;
 mod memo;
 mod namespace_defaults;
 mod node_ipam;
@@ -22,6 +23,7 @@ mod queue;
 mod replica_set;
 mod token_cleaner;
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,9 +36,10 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use crate::auth::UserInfo;
-use crate::cache::{Event, Meta, Object, Table};
+use crate::cache::{Event, EventType, Meta, Object, Table};
 use crate::events::Recorder;
 use crate::registry::{Context, Registry};
+use crate::resources::Descriptor;
 
 use queue::WorkQueue;
 pub use queue::{Key, Outcome};
@@ -55,25 +58,35 @@ pub struct Config {
     pub advertise: std::net::SocketAddr,
 }
 
-/// The keys that a change concerns.
-type Keys = Box<dyn Fn(&Tools, &Event) -> Vec<Key> + Send + Sync>;
+type Keys = Arc<dyn Fn(&Tools, &Descriptor, &Event) -> Vec<Key> + Send + Sync>;
 
-/// Which changes of a resource concern a controller.
+/// Which changes concern a controller.
 pub struct Source {
-    resource: &'static str,
+    /// `None`: all that are stored.
+    resource: Option<&'static str>,
     keys: Keys,
 }
 
 impl Source {
-    /// `resource`: `pods`, `deployments.apps`. `keys`: the keys that a change concerns; for an update, the object before it is in
-    /// [`Event::prev`].
+    /// Changes of one resource: `pods`, `deployments.apps`. `keys`: what a change asks to look at; for an update, the object
+    /// before it is in [`Event::prev`].
     pub fn new(
         resource: &'static str,
         keys: impl Fn(&Tools, &Event) -> Vec<Key> + Send + Sync + 'static,
     ) -> Source {
         Source {
-            resource,
-            keys: Box::new(keys),
+            resource: Some(resource),
+            keys: Arc::new(move |tools, _, event| keys(tools, event)),
+        }
+    }
+
+    /// Changes of all resources but Events, also of those that are defined later.
+    pub fn all(
+        keys: impl Fn(&Tools, &Descriptor, &Event) -> Vec<Key> + Send + Sync + 'static,
+    ) -> Source {
+        Source {
+            resource: None,
+            keys: Arc::new(keys),
         }
     }
 }
@@ -149,6 +162,25 @@ impl Tools {
         }
     }
 
+    /// All resources that have a table of their own, but Events, which nobody owns.
+    pub fn stored(&self) -> Vec<Arc<Descriptor>> {
+        let all = self.registry.catalog().snapshot();
+        let own = all
+            .iter()
+            .filter(|d| d.stored && d.storage_as.is_none() && d.kind != "Event");
+        let mut stored: Vec<Arc<Descriptor>> = Vec::new();
+        for descriptor in own {
+            // One for each resource, whatever versions it has.
+            if !stored
+                .iter()
+                .any(|have| have.plural == descriptor.plural && have.group == descriptor.group)
+            {
+                stored.push(descriptor.clone());
+            }
+        }
+        stored
+    }
+
     /// A request in this controller's name.
     pub fn context(&self, resource: &str, namespace: &str) -> Result<Context> {
         self.registry.context(&self.user, resource, namespace)
@@ -195,6 +227,7 @@ fn all() -> Vec<Arc<dyn Controller>> {
         Arc::new(token_cleaner::TokenCleaner),
         Arc::new(endpoints::ServiceEndpoints::default()),
         Arc::new(cluster_dns::ClusterDns),
+        Arc::new(garbage::GarbageCollector),
     ]
 }
 
@@ -309,34 +342,81 @@ impl Drop for AtWork {
     }
 }
 
-/// Turns the changes of one resource into keys.
+/// The resource whose objects define resources.
+const DEFINITIONS: &str = "customresourcedefinitions.apiextensions.k8s.io";
+
+/// Turns changes into keys.
 async fn follow(source: Source, tools: Tools, queue: Arc<Queue>) {
-    let table = tools.table(source.resource);
-    let add = |keys: Vec<Key>| {
+    let catalog = tools.registry.catalog();
+    if let Some(resource) = source.resource {
+        return match catalog.by_resource(resource) {
+            Some(descriptor) => follow_one(descriptor, source.keys, tools.clone(), queue).await,
+            None => unreachable!("{resource} is a built-in resource"),
+        };
+    }
+    let mut followed: HashMap<String, tokio::task::AbortHandle> = HashMap::new();
+    // Ends, and all in it, when this task does.
+    let mut following = JoinSet::new();
+    let mut definitions = catalog
+        .by_resource(DEFINITIONS)
+        .map(|d| tools.registry.table(&d).list_and_watch(None).1);
+    loop {
+        let stored = tools.stored();
+        followed.retain(|resource, task| {
+            let there = stored
+                .iter()
+                .any(|descriptor| descriptor.resource() == *resource);
+            if !there {
+                task.abort();
+            }
+            there
+        });
+        for descriptor in stored {
+            followed.entry(descriptor.resource()).or_insert_with(|| {
+                following.spawn(follow_one(
+                    descriptor.clone(),
+                    source.keys.clone(),
+                    tools.clone(),
+                    queue.clone(),
+                ))
+            });
+        }
+        while following.try_join_next().is_some() {}
+        match &mut definitions {
+            // Too slow or not: what there is now is looked at.
+            Some(definitions) => drop(definitions.next().await),
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// Turns the changes of one resource into keys.
+async fn follow_one(descriptor: Arc<Descriptor>, keys: Keys, tools: Tools, queue: Arc<Queue>) {
+    let add = |event: &Event| {
+        let keys = keys(&tools, &descriptor, event);
         if keys.is_empty() {
             return;
         }
         let mut work = queue.lock();
         keys.into_iter().for_each(|key| work.add(key));
+        drop(work);
         queue.changed.notify_one();
     };
     loop {
+        let table = tools.registry.table(&descriptor);
         let (list, mut watch) = table.list_and_watch(None);
         for object in list.items {
             // What is there at the start is told as if it came now.
-            let event = Event {
-                kind: crate::cache::EventType::Added,
+            add(&Event {
+                kind: EventType::Added,
                 revision: object.meta.revision,
                 object,
                 prev: None,
-            };
-            add((source.keys)(&tools, &event));
+            });
         }
         // Falling behind the ring of changes: everything is looked at again.
         while let Ok(events) = watch.next().await {
-            for event in &events {
-                add((source.keys)(&tools, event));
-            }
+            events.iter().for_each(|event| add(event));
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }

@@ -147,6 +147,26 @@ impl Bench {
             .collect()
     }
 
+    /// Objects of the namespace `default` with this label.
+    pub fn labeled(&self, resource: &str, key: &str, value: &str) -> Vec<Value> {
+        let registry = self.server.registry();
+        let descriptor = registry.catalog().by_resource(resource).unwrap();
+        let mut found = Vec::new();
+        registry
+            .table(&descriptor)
+            .for_each(Some("default"), |object| {
+                if object
+                    .meta
+                    .labels
+                    .get(key)
+                    .is_some_and(|have| have == value)
+                {
+                    found.push(object.clone());
+                }
+            });
+        found.iter().map(|object| object.value()).collect()
+    }
+
     /// Objects of the namespace `default` that name this uid as an owner.
     pub fn owned(&self, resource: &str, owner: &Value) -> Vec<Value> {
         let mut all = self.list(resource, "default");

@@ -3,6 +3,7 @@
 
 mod bench;
 mod deployments;
+mod garbage;
 mod nodes;
 mod replica_sets;
 mod services;

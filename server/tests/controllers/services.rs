@@ -14,9 +14,7 @@ fn service(name: &str, selector: Value) -> Value {
 }
 
 fn slices(bench: &Bench, service: &str) -> Vec<Value> {
-    let mut slices = bench.list(SLICES, "default");
-    slices.retain(|slice| meta::label(slice, "kubernetes.io/service-name") == Some(service));
-    slices
+    bench.labeled(SLICES, "kubernetes.io/service-name", service)
 }
 
 /// Addresses that are ready.

@@ -1,7 +1,7 @@
 //! Debian's `docker-registry`, the real registry of the tests, run inside a box on its loopback.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -41,9 +41,20 @@ impl Registry {
         )
     }
 
+    /// Starts a registry at 127.0.0.1:5000 over images that are there already, and waits until it answers.
+    #[track_caller]
+    pub fn serve(in_box: &EdgeBox, data: &Path) -> Registry {
+        Registry::start_over(in_box, 5000, "", data.to_owned())
+    }
+
     #[track_caller]
     fn start_at(in_box: &EdgeBox, port: u16, more: &str) -> Registry {
         let data = in_box.disk().join(format!("registry-{port}"));
+        Registry::start_over(in_box, port, more, data)
+    }
+
+    #[track_caller]
+    fn start_over(in_box: &EdgeBox, port: u16, more: &str, data: PathBuf) -> Registry {
         fs::create_dir_all(&data).unwrap();
         let config = in_box.disk().join(format!("registry-{port}.yml"));
         fs::write(

@@ -21,8 +21,15 @@ fn main() -> anyhow::Result<()> {
     };
     let mut config = AgentConfig::new(node, url, credentials);
     config.cgroup_root = cgroup.into();
-    tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_writer(std::io::stderr).with_ansi(false).init();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::DEBUG)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let begin = std::time::Instant::now();
         let agent = Agent::start(config).await.context("starting the agent")?;

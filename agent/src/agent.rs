@@ -10,7 +10,7 @@ use amphipod_api::client::{Auth, Client, ClientConfig, Target};
 use amphipod_api::reflector::{Reflector, ReflectorConfig};
 use amphipod_netplug::{DnsConfig, DnsServer, IpNet, NetConfig, Network, Upstreams};
 use amphipod_runtime::image::ImageStore;
-use amphipod_runtime::{Resources, Runtime, RuntimeConfig};
+use amphipod_runtime::{Runtime, RuntimeConfig};
 use anyhow::{Context, Result};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
@@ -25,6 +25,7 @@ use crate::node::machine::{Machine, own_address};
 use crate::node::object;
 use crate::node_api::NodeApi;
 use crate::pods::{Pods, Supervisor};
+use crate::resources::cgroup;
 use crate::server::link::Link;
 use crate::server::objects::ObjectCache;
 use crate::server::status::StatusManager;
@@ -73,6 +74,7 @@ impl Agent {
             cgroup_root: config.cgroup_root.to_string_lossy().into_owned(),
             helper: config.helper_exe.clone(),
         };
+        protect_from_oom();
         let images_dir = config.data_dir.join("images");
         let open_images = tokio::task::spawn_blocking(move || ImageStore::open(images_dir));
         let (runtime, images) = tokio::join!(Runtime::open(runtime_config), open_images);
@@ -80,19 +82,13 @@ impl Agent {
         let image_store = images
             .context("opening the image store")?
             .context("opening the image store")?;
-        for group in ["", "burstable", "besteffort"] {
-            let shares = if group == "besteffort" { Some(2) } else { None };
-            let resources = Resources {
-                cpu_shares: shares,
-                ..Default::default()
-            };
+        let machine = Machine::look(&config.data_dir);
+        for (group, resources) in cgroup::groups(&object::capacity(&machine, &config), &config) {
             runtime
                 .ensure_cgroup(group, &resources)
                 .await
                 .with_context(|| format!("making the cgroup for {group:?} pods"))?;
         }
-
-        let machine = Machine::look(&config.data_dir);
         let remembered = store.fact("address").await?.and_then(|a| a.parse().ok());
         let address = config.node_ip.or_else(own_address).or(remembered);
         let address = address.unwrap_or(IpAddr::from([127, 0, 0, 1]));
@@ -204,15 +200,24 @@ impl Agent {
             config,
         };
         tasks.spawn(keeper.run());
+        tasks.spawn(crate::storage::run(deps.clone(), pods.clone()));
         tasks.spawn(crate::gc::run(deps.clone(), pods.clone(), pressures, dirty));
         tracing::info!(node = %deps.config.node_name, %address, "agent started");
         let shared = Arc::new(Shared { deps, pods, client });
         let handle = AgentHandle {
             shared: shared.clone(),
         };
-        let node_api = NodeApi::start(&shared.deps.config, handle)
+        let config = &shared.deps.config;
+        let node_api = NodeApi::start(config, handle.clone())
             .await
             .context("starting the node API")?;
+        let (renewed, renewals) = watch::channel(());
+        tasks.spawn(crate::join::keep_valid(
+            config.clone(),
+            shared.client.clone(),
+            renewed,
+        ));
+        tasks.spawn(crate::tunnel::run(config.clone(), handle, renewals));
         Ok(Agent {
             shared,
             tasks,
@@ -229,6 +234,13 @@ impl Agent {
     /// Stops all tasks and closes the database. Containers, their network and services stay.
     pub async fn shutdown(mut self) {
         self.tasks.shutdown().await;
+    }
+}
+
+/// The agent goes last when memory runs out. Not allowed everywhere; then it takes its chances like others.
+fn protect_from_oom() {
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-999") {
+        tracing::debug!(%error, "the agent's OOM score could not be lowered");
     }
 }
 

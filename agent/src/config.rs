@@ -11,7 +11,7 @@ pub struct ServerCredentials {
     pub ca: PathBuf,
     /// PEM client certificate; its subject is `CN=system:node:NAME, O=system:nodes`.
     pub cert: PathBuf,
-    /// PEM private key of `cert`.
+    /// PEM private key of `cert`: the same file, which is replaced as a whole when the certificate is renewed.
     pub key: PathBuf,
 }
 

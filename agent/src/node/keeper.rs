@@ -18,6 +18,7 @@ use super::object::{self, Facts};
 use super::pressure::{Left, Pressure, pressure};
 use crate::config::AgentConfig;
 use crate::deps::Deps;
+use crate::events::Severity;
 use crate::server::link::Link;
 use crate::store::Store;
 
@@ -69,6 +70,9 @@ impl NodeKeeper {
                 }
             }
         };
+        self.deps
+            .events
+            .node(Severity::Normal, "Starting", "Starting kubelet.".into());
         let mut reflector = Reflector::spawn(
             self.client.clone(),
             self.target(),
@@ -119,6 +123,7 @@ impl NodeKeeper {
                     .await
                 {
                     Ok(_) => {
+                        self.tell_changes(&told, &status);
                         told = status;
                         told_at = Some(Instant::now());
                     }
@@ -127,6 +132,20 @@ impl NodeKeeper {
                     }
                 }
             }
+        }
+    }
+
+    /// Events for conditions that turned, as `kubectl describe node` shows them.
+    fn tell_changes(&self, old: &Value, new: &Value) {
+        for (kind, state) in object::turned(old, new) {
+            let severity = if object::is_good(kind, state) {
+                Severity::Normal
+            } else {
+                Severity::Warning
+            };
+            let reason = object::event_reason(kind, state);
+            let text = format!("Node {} status is now: {reason}", self.config.node_name);
+            self.deps.events.node(severity, reason, text);
         }
     }
 

@@ -220,6 +220,40 @@ pub fn status(f: &Facts, previous: &Value) -> Value {
     })
 }
 
+/// Conditions whose status changed: type and whether it is now true.
+pub fn turned(old: &Value, new: &Value) -> Vec<(&'static str, bool)> {
+    let state = |status: &Value, kind: &str| {
+        let mut all = status["conditions"].as_array().into_iter().flatten();
+        all.find(|c| c["type"] == kind)
+            .map(|c| c["status"] == "True")
+    };
+    ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"]
+        .into_iter()
+        .filter_map(|kind| {
+            let now = state(new, kind)?;
+            (state(old, kind) != Some(now)).then_some((kind, now))
+        })
+        .collect()
+}
+
+pub fn is_good(kind: &str, state: bool) -> bool {
+    (kind == "Ready") == state
+}
+
+/// The kubelet's reason for the event that a condition turned.
+pub fn event_reason(kind: &str, state: bool) -> &'static str {
+    match (kind, state) {
+        ("MemoryPressure", true) => "NodeHasInsufficientMemory",
+        ("MemoryPressure", false) => "NodeHasSufficientMemory",
+        ("DiskPressure", true) => "NodeHasDiskPressure",
+        ("DiskPressure", false) => "NodeHasNoDiskPressure",
+        ("PIDPressure", true) => "NodeHasInsufficientPID",
+        ("PIDPressure", false) => "NodeHasSufficientPID",
+        (_, true) => "NodeReady",
+        (_, false) => "NodeNotReady",
+    }
+}
+
 /// Whether two statuses differ in more than heartbeat times.
 pub fn differs(a: &Value, b: &Value) -> bool {
     let bare = |v: &Value| {

@@ -96,6 +96,11 @@ enum Caller {
     Allowed,
 }
 
+/// Serves one connection that came through the tunnel, at whose end is the API server.
+pub(crate) async fn serve_tunnelled(io: hyper::upgrade::Upgraded, handle: AgentHandle) {
+    serve_requests(io, Caller::Allowed, handle).await;
+}
+
 async fn serve(acceptor: TlsAcceptor, stream: tokio::net::TcpStream, handle: AgentHandle) {
     let _ = stream.set_nodelay(true);
     // A handshake that fails is the peer's to explain.
@@ -119,6 +124,13 @@ async fn serve(acceptor: TlsAcceptor, stream: tokio::net::TcpStream, handle: Age
             _ => Caller::Stranger,
         },
     };
+    serve_requests(TokioIo::new(stream), caller, handle).await;
+}
+
+async fn serve_requests<I>(io: I, caller: Caller, handle: AgentHandle)
+where
+    I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+{
     let service = service_fn(move |request| {
         let handle = handle.clone();
         async move {
@@ -128,7 +140,7 @@ async fn serve(acceptor: TlsAcceptor, stream: tokio::net::TcpStream, handle: Age
     let _ = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(io, service)
         .with_upgrades()
         .await;
 }

@@ -1,8 +1,11 @@
 //! Cgroup values from requests and limits, exactly as the kubelet computes them
 //! (<https://kubernetes.io/docs/concepts/configuration/manage-resources-containers/#how-pods-with-resource-limits-are-run>).
 
+use amphipod_api::Quantity;
 use amphipod_runtime::Resources;
 use k8s_openapi::api::core::v1::{Container, PodSpec};
+
+use crate::config::AgentConfig;
 
 use super::qos::{QosClass, class};
 use super::requests::{Amounts, limits, pod_limits, pod_requests, requests};
@@ -89,6 +92,37 @@ pub fn pod_path(spec: &PodSpec, uid: &str) -> String {
         QosClass::Burstable => format!("burstable/pod{uid}"),
         QosClass::BestEffort => format!("besteffort/pod{uid}"),
     }
+}
+
+/// The groups above the pods: path below the root, and limits. All pods together never take the last of the memory, so that
+/// the box itself stays usable whatever they do.
+pub fn groups(capacity: &Amounts, config: &AgentConfig) -> [(&'static str, Resources); 3] {
+    let reserved = |name: &str| match config
+        .system_reserved
+        .get(name)
+        .and_then(|q| q.parse::<Quantity>().ok())
+    {
+        Some(q) if name == "cpu" => q.milli_value(),
+        Some(q) => q.value(),
+        None => 0,
+    };
+    let have = |name: &str| capacity.get(name).copied().unwrap_or(0) - reserved(name);
+    // Half the eviction threshold: eviction comes first, the kernel second.
+    let memory = have("memory") - config.eviction.memory_available as i64 / 2;
+    let root = Resources {
+        cpu_shares: Some(shares(have("cpu"))),
+        memory_limit: (memory > 0).then_some(memory),
+        ..Default::default()
+    };
+    let least = Resources {
+        cpu_shares: Some(MIN_SHARES),
+        ..Default::default()
+    };
+    [
+        ("", root),
+        ("burstable", Resources::default()),
+        ("besteffort", least),
+    ]
 }
 
 /// Shares of the Burstable group: what its pods request together.

@@ -24,6 +24,12 @@ impl Actor {
             }
             Action::CreateSandbox => {
                 self.seen.sandbox = Sandbox::Creating;
+                let ran = self.seen.containers.iter().any(|s| s.attempts > 0);
+                if ran && !self.seen.containers.iter().any(|s| s.running()) {
+                    let text = "Pod sandbox changed, it will be killed and re-created.".to_string();
+                    self.events
+                        .tell(Severity::Normal, "SandboxChanged", None, text);
+                }
                 self.spawn(ops::create_sandbox(deps, pod), Msg::Sandbox);
             }
             Action::Start { index } => self.start(index, now),

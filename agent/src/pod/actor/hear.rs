@@ -30,6 +30,7 @@ impl Actor {
                 .objects
                 .uses(&self.uid, &crate::server::objects::references(&self.pod));
         }
+        self.resize(&old);
         let labels = |p: &Pod| (p.metadata.labels.clone(), p.metadata.annotations.clone());
         if labels(&old) != labels(&self.pod) {
             self.refresh_volumes();

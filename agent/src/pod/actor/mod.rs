@@ -6,6 +6,7 @@
 mod act;
 mod hear;
 mod probes;
+mod resize;
 mod tell;
 
 use std::net::IpAddr;

@@ -50,6 +50,7 @@ install_build_packages() {
     local need
     need=$(missing gcc:gcc)
     [ -e /usr/include/stdlib.h ] || need+=" libc6-dev"
+    [ -e /etc/ssl/certs/ca-certificates.crt ] || need+=" ca-certificates"
     [ -n "$(find /usr/lib -name libseccomp.a 2>/dev/null | head -n 1)" ] || need+=" libseccomp-dev"
     # shellcheck disable=SC2086 # a list of words
     install_packages $need

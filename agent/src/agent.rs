@@ -287,6 +287,7 @@ async fn bring_up_network(
                 planes.send_replace(Some(Planes {
                     network: opened,
                     dns,
+                    own: config.cluster_dns.clone(),
                 }));
                 break;
             }

@@ -37,6 +37,14 @@ pub struct Services {
 pub struct Planes {
     pub network: Arc<net::Network>,
     pub dns: Option<Arc<net::DnsServer>>,
+    /// Service addresses where this box itself answers: DNS. They are never translated, and a service there has a name only.
+    pub own: Vec<std::net::IpAddr>,
+}
+
+impl Planes {
+    fn translates(&self, service: &net::Service) -> bool {
+        !service.cluster_ips.iter().any(|ip| self.own.contains(ip))
+    }
 }
 
 fn key(namespace: Option<&String>, name: Option<&String>) -> Key {
@@ -396,6 +404,7 @@ impl Services {
             return;
         };
         let (service, records) = self.look(key, node);
+        let service = service.filter(|service| planes.translates(service));
         if let Some(dns) = &planes.dns {
             match records {
                 Some(r) => dns.upsert(r),
@@ -431,7 +440,8 @@ impl Services {
             dns.set_zone(records.into_iter().flatten().collect());
         }
         let network = planes.network.clone();
-        let work = move || network.set_services(services.into_iter().flatten().collect());
+        let services = services.into_iter().flatten().filter(|service| planes.translates(service)).collect();
+        let work = move || network.set_services(services);
         report("all services", tokio::task::spawn_blocking(work).await);
     }
 }

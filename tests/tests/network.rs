@@ -93,9 +93,8 @@ fn a_service_spreads_connections_over_its_ready_pods() {
                 "exec",
                 "web-0",
                 "--",
-                "wget",
-                "-qO-",
-                "-T2",
+                "peer",
+                "get",
                 &format!("http://{ip}"),
             ])
             .ok();
@@ -122,9 +121,8 @@ fn a_service_spreads_connections_over_its_ready_pods() {
                 "exec",
                 "client",
                 "--",
-                "wget",
-                "-qO-",
-                "-T2",
+                "peer",
+                "get",
                 &format!("http://{ip}"),
             ]);
             if ran.stderr.contains("refused") {

@@ -15,6 +15,7 @@ mod endpoints;
 mod garbage;
 mod memo;
 mod namespace_defaults;
+mod namespace_deletion;
 mod node_ipam;
 mod node_lifecycle;
 mod pod_control;
@@ -219,7 +220,8 @@ fn all() -> Vec<Arc<dyn Controller>> {
         Arc::new(namespace_defaults::NamespaceDefaults),
         Arc::new(node_ipam::NodeIpam::default()),
         Arc::new(node_lifecycle::NodeLifecycle),
-        Arc::new(replica_set::ReplicaSets::default()),
+        Arc::new(replica_set::ReplicaSets::of_replica_sets()),
+        Arc::new(replica_set::ReplicaSets::of_replication_controllers()),
         Arc::new(deployment::Deployments::default()),
         Arc::new(certificates::Approver),
         Arc::new(certificates::Signer),
@@ -228,6 +230,7 @@ fn all() -> Vec<Arc<dyn Controller>> {
         Arc::new(endpoints::ServiceEndpoints::default()),
         Arc::new(cluster_dns::ClusterDns),
         Arc::new(garbage::GarbageCollector),
+        Arc::new(namespace_deletion::NamespaceDeletion),
     ]
 }
 

@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+#[cfg(feature = "server")]
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -25,6 +27,14 @@ pub enum Command {
     /// Run only the node agent, which works for a server elsewhere
     #[cfg(feature = "agent")]
     Agent(AgentOnlyArgs),
+    /// Let further boxes join this server's cluster
+    #[cfg(feature = "server")]
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Look after the boxes of the fleet
+    #[cfg(feature = "server")]
+    #[command(subcommand)]
+    Node(NodeCommand),
     /// Remove everything that amphipod made on this box: pods, networks, mounts, control groups
     #[cfg(feature = "agent")]
     Reset(ResetArgs),
@@ -67,20 +77,90 @@ pub struct ServerArgs {
 #[cfg(feature = "agent")]
 #[derive(Debug, Args)]
 pub struct AgentOnlyArgs {
-    /// The server's URL, like https://10.0.0.1:6443
-    #[arg(long)]
-    pub server: String,
-    /// PEM file with the certificate authority of the server
-    #[arg(long, value_name = "FILE")]
-    pub ca: PathBuf,
-    /// PEM file with this node's client certificate (CN=system:node:NAME, O=system:nodes)
-    #[arg(long, value_name = "FILE")]
-    pub cert: PathBuf,
-    /// PEM file with the key of --cert
-    #[arg(long, value_name = "FILE")]
-    pub key: PathBuf,
+    /// The server's URL, like https://10.0.0.1:6443; needed the first time, and when the server has moved
+    #[arg(long, value_name = "URL")]
+    pub server: Option<String>,
+    /// What `amphipod token create` printed on the server; needed the first time, and to join again
+    #[arg(long, env = "AMPHIPOD_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
     #[command(flatten)]
     pub node: NodeArgs,
+}
+
+#[cfg(feature = "server")]
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make a token and print the line to run on the box that shall join
+    Create {
+        /// How long the token is good: 30m, 24h, 7d; 0 means for ever
+        #[arg(long, default_value = "24h", value_parser = lifetime)]
+        ttl: Duration,
+        /// What the token is for
+        #[arg(long, default_value = "")]
+        description: String,
+        #[command(flatten)]
+        admin: AdminArgs,
+    },
+    /// List the tokens, without their secrets
+    List {
+        #[command(flatten)]
+        admin: AdminArgs,
+    },
+    /// Revoke a token: boxes that have joined stay, none joins by it any more
+    Delete {
+        /// The token, or its ID, which is what stands before its first dot
+        #[arg(value_name = "ID")]
+        token: String,
+        #[command(flatten)]
+        admin: AdminArgs,
+    },
+}
+
+#[cfg(feature = "server")]
+#[derive(Debug, Subcommand)]
+pub enum NodeCommand {
+    /// Take a box out of the cluster: its Node is deleted and its credentials are refused from now on
+    Remove {
+        /// The name of the Node
+        name: String,
+        #[command(flatten)]
+        admin: AdminArgs,
+    },
+}
+
+/// How commands talk to the running server.
+#[cfg(feature = "server")]
+#[derive(Debug, Args)]
+pub struct AdminArgs {
+    /// The administrator's kubeconfig
+    #[arg(
+        long,
+        default_value = "/etc/amphipod/kubeconfig",
+        env = "KUBECONFIG",
+        value_name = "FILE"
+    )]
+    pub kubeconfig: PathBuf,
+}
+
+/// `90s`, `30m`, `24h`, `7d`, or `0`.
+#[cfg(feature = "server")]
+fn lifetime(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no time like 30m, 24h or 7d");
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let unit = match text.chars().last() {
+        Some('s') => 1,
+        Some('m') => 60,
+        Some('h') => 3600,
+        Some('d') => 86400,
+        _ => return Err(wrong()),
+    };
+    let number: u32 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
+    if number == 0 {
+        return Err(wrong());
+    }
+    Ok(Duration::from_secs(u64::from(number) * unit))
 }
 
 /// What server and agent boxes have in common.
@@ -99,7 +179,11 @@ pub struct NodeArgs {
     #[arg(long, default_value = "/kubepods", value_name = "PATH")]
     pub cgroup_root: PathBuf,
     /// Mirrors, plain-HTTP registries and their certificates
-    #[arg(long, default_value = "/etc/amphipod/registries.yaml", value_name = "FILE")]
+    #[arg(
+        long,
+        default_value = "/etc/amphipod/registries.yaml",
+        value_name = "FILE"
+    )]
     pub registries: PathBuf,
     /// A label for the node, KEY=VALUE; may be given several times
     #[arg(long = "node-label", value_name = "KEY=VALUE")]

@@ -6,6 +6,8 @@
 mod cli;
 #[cfg(feature = "agent")]
 mod hello;
+#[cfg(feature = "server")]
+mod fleet;
 mod run;
 
 use std::process::ExitCode;

@@ -51,6 +51,10 @@ pub fn run(command: Command) -> Result<()> {
             Command::Server(args) => server(args).await,
             #[cfg(feature = "agent")]
             Command::Agent(args) => agent(args).await,
+            #[cfg(feature = "server")]
+            Command::Token(command) => crate::fleet::token(command).await,
+            #[cfg(feature = "server")]
+            Command::Node(command) => crate::fleet::node(command).await,
             #[cfg(feature = "agent")]
             Command::Reset(args) => reset(args).await,
             #[cfg(feature = "agent")]
@@ -119,12 +123,11 @@ async fn own_agent(
     let (cert, key) = server.node_credentials(&node_name)?;
     let credentials = amphipod_agent::ServerCredentials {
         ca: pki.join("server-ca.crt"),
-        cert: pki.join("client.crt"),
-        key: pki.join("client.key"),
+        cert: pki.join("client.pem"),
+        key: pki.join("client.pem"),
     };
     write_private(&credentials.ca, server.ca_pem())?;
-    write_private(&credentials.cert, &cert)?;
-    write_private(&credentials.key, &key)?;
+    write_private(&credentials.cert, &format!("{cert}{key}"))?;
     let url = format!("https://127.0.0.1:{}", server.local_addr().port());
     let mut config = agent_config(&args.node, node_name, url, credentials)?;
     config.cluster_cidr = args.cluster_cidr.clone();
@@ -136,8 +139,25 @@ async fn own_agent(
 #[cfg(feature = "agent")]
 async fn agent(args: crate::cli::AgentOnlyArgs) -> Result<()> {
     let stop = stop_signal()?;
-    let credentials = amphipod_agent::ServerCredentials { ca: args.ca, cert: args.cert, key: args.key };
-    let config = agent_config(&args.node, node_name(&args.node)?, args.server, credentials)?;
+    tokio::pin!(stop);
+    let node_name = node_name(&args.node)?;
+    let wanted = amphipod_agent::JoinConfig {
+        server: args.server,
+        token: args.token,
+        node_name: node_name.clone(),
+        data_dir: args.node.data_dir.join("agent"),
+    };
+    let joined = tokio::select! {
+        joined = amphipod_agent::join(&wanted) => joined.context("joining the cluster")?,
+        () = &mut stop => return Ok(()),
+    };
+    let mut config = agent_config(&args.node, node_name, joined.server_url, joined.credentials)?;
+    config.cluster_cidr = joined.cluster.cluster_cidr;
+    config.service_cidr = joined.cluster.service_cidr;
+    config.cluster_domain = joined.cluster.cluster_domain;
+    config.node_port_range = joined.cluster.node_port_range;
+    let dns = joined.cluster.cluster_dns;
+    config.cluster_dns = vec![dns.parse().with_context(|| format!("reading the address of DNS, {dns:?}"))?];
     let agent = amphipod_agent::Agent::start(config).await.context("starting the agent")?;
     stop.await;
     tracing::info!("stopping; containers go on");
@@ -169,6 +189,8 @@ fn agent_config(
     let mut config = amphipod_agent::AgentConfig::new(node_name, server_url, credentials);
     config.data_dir = node.data_dir.join("agent");
     config.node_ip = node.node_ip;
+    // By its path, which is also its name in the image `amphipod.local/hello`. After an upgrade in place the path is the new binary.
+    config.helper_exe = std::env::current_exe().context("finding the path of this program")?;
     config.cgroup_root = node.cgroup_root.clone();
     config.registries = node.registries.exists().then(|| node.registries.clone());
     for label in &node.node_labels {

@@ -6,6 +6,7 @@
 # --out    also writes one JSON line a row: row, value, unit, budget, ok, upstream, how
 # --rows   only these rows (`idle/memory`) or groups (`idle`)
 # --quick  fewer repetitions and shorter rests: to try the bench, not to quote
+# --hold   (alone) measures nothing: a ready box, kept until Ctrl-D, for a profiler
 #
 # Needs root and what tests/run.sh installs; crun, if there, is measured beside our own container start. A full run takes
 # about 20 minutes. AMPHIPOD_BINARY measures another binary than the one built here (and builds nothing but the bench).
@@ -33,5 +34,9 @@ trap 'rm -rf "$work"' EXIT
 truncate -s 1G "$work/disk.img"
 mkfs.ext4 -q -E lazy_itable_init=0,lazy_journal_init=0 "$work/disk.img"
 mkdir "$work/disk"
+if [ "${1:-}" = --hold ]; then
+    "$target/amphipod-bench" --hold
+    exit
+fi
 unshare --mount --propagation private sh -c \
     'mount -o loop "$0/disk.img" "$0/disk" && exec "$@" --own-disk "$0/disk"' "$work" "$PWD/$target/amphipod-bench" "$@"

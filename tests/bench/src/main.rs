@@ -1,4 +1,4 @@
-//! `amphipod-bench [--out FILE] [--rows NAME,...] [--quick]`: takes the figures of docs/SPECIFICATION.md.
+//! `amphipod-bench [--hold] [--out FILE] [--rows NAME,...] [--quick]`: takes the figures of docs/SPECIFICATION.md.
 //!
 //! Each group of rows gets an all-in-one box of its own, fresh and empty. The outer part, which makes boxes, knows the
 //! harness; the inner part is this same program, run inside the box (`amphipod-bench inside GROUP`), and prints what it
@@ -37,6 +37,9 @@ fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     if args.first().is_some_and(|arg| arg == "inside") {
         return inside_the_box(&args[1..]);
+    }
+    if args == ["--hold"] {
+        return hold();
     }
     let options = Options::parse(args)?;
     let mut lines = String::new();
@@ -219,6 +222,19 @@ impl Options {
         }
         serde_json::from_slice(&output.stdout).context("reading what the measurement printed")
     }
+}
+
+/// A ready box with a registry, kept until standard input ends: for profilers.
+fn hold() -> Result<()> {
+    let lan = Lan::new();
+    let edge_box = EdgeBox::ready(&lan);
+    let _registry = Registry::start(&edge_box);
+    println!(
+        "nsenter -t {} -m -n -p -u -i -- kubectl --kubeconfig=/etc/amphipod/kubeconfig",
+        edge_box.program_pid()
+    );
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
+    Ok(())
 }
 
 /// Sizes of the two builds; `run.sh` names the agent-only one in `AMPHIPOD_AGENT_BINARY`.

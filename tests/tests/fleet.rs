@@ -98,7 +98,9 @@ impl Fleet {
     /// Nothing can connect to the joined box any more; what it opened itself goes on.
     #[track_caller]
     fn put_behind_nat(&self) {
-        let rules = "table inet nat-box { chain in { type filter hook input priority -300; iifname \"eth0\" ct state new drop; } }";
+        let rules = "table inet nat-box { chain in { type filter hook input priority -300; iifname \"eth0\" tcp flags & (syn | ack) == syn drop
+}
+}";
         let mut command = self.agent.command("nft");
         Ran::of(command.args(["-f", "-"]), rules.as_bytes()).ok();
         let address = self.agent.address();
@@ -470,10 +472,10 @@ fn a_certificate_that_ended_while_the_box_was_away_is_replaced_by_a_token() {
     fleet.agent.kill_program();
     let dir = fleet.agent.disk().join("lib/agent/pki");
     let make = format!(
-        "cd {}; openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout k -out c -subj /O=system:nodes/CN=system:node:{} -days -1 2>/dev/null || openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout k -out c -subj /O=system:nodes/CN=system:node:{} -not_before 20200101000000Z -not_after 20200102000000Z; cat c k > client.pem",
+        "cd {}; openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout k -out r -subj /O=system:nodes/CN=system:node:{}; \
+         openssl x509 -req -in r -signkey k -days -1 -out c; cat c k > client.pem",
         dir.display(),
         fleet.agent.name(),
-        fleet.agent.name()
     );
     Ran::of(Command::new("sh").args(["-c", &make]), b"").ok();
     let old = std::fs::read_to_string(fleet.pem()).unwrap();
@@ -634,7 +636,10 @@ fn the_connection_comes_back_after_the_server_and_the_network_were_away() {
     fleet.server.wait_until_ready();
     reached(40);
     // The box's state of all connections is lost, as that of a NAT that was switched off: packets vanish without a word.
-    let drop = "table inet cut { chain out { type filter hook output priority 0; oifname \"eth0\" drop; } }";
+    let drop =
+        "table inet cut { chain out { type filter hook output priority 0; oifname \"eth0\" drop
+}
+}";
     Ran::of(
         fleet.agent.command("nft").args(["-f", "-"]),
         drop.as_bytes(),

@@ -152,3 +152,35 @@ async fn what_keeps_pods_from_being_made_is_told() {
     let set = bench.get(SETS, "default", "web").unwrap();
     assert!(meta::condition(&set, "ReplicaFailure").is_none());
 }
+
+#[tokio::test]
+async fn a_replication_controller_has_as_many_pods_as_it_asks_for() {
+    const RCS: &str = "replicationcontrollers";
+    let bench = Bench::new().await;
+    bench.create("pods", pod("orphan", "web")).await;
+    // Without a selector: it is that of the template's labels.
+    let rc = json!({"apiVersion": "v1", "kind": "ReplicationController", "metadata": {"name": "web", "namespace": "default"},
+        "spec": {"replicas": 3, "template": template("web", "i:1")}});
+    let rc = bench.create(RCS, rc).await;
+    assert_eq!(rc["spec"]["selector"], json!({"app": "web"}));
+    bench
+        .until_so("three ready", || {
+            let rc = bench.get(RCS, "default", "web").unwrap();
+            rc["status"]["readyReplicas"] == 3 && rc["status"]["replicas"] == 3
+        })
+        .await;
+    let pods = bench.owned("pods", &rc);
+    assert!(pods.iter().any(|pod| meta::name(pod) == "orphan"));
+    assert_eq!(
+        pods[0]["metadata"]["ownerReferences"][0]["kind"],
+        "ReplicationController"
+    );
+    bench
+        .change(RCS, "default", "web", |rc| {
+            rc["spec"]["replicas"] = json!(1)
+        })
+        .await;
+    bench
+        .until_so("one left", || bench.owned("pods", &rc).len() == 1)
+        .await;
+}

@@ -1,5 +1,6 @@
-//! Keeps as many pods of a template as a ReplicaSet asks for.
+//! Keeps as many pods of a template as a ReplicaSet asks for, or its elder sister, a ReplicationController.
 //! <https://kubernetes.io/docs/concepts/workloads/controllers/replicaset/>
+//! <https://kubernetes.io/docs/concepts/workloads/controllers/replicationcontroller/>
 //!
 //! No expectations, as upstream's controllers need them: what this controller writes is in the cache when the write returns, and one
 //! worker at a time has a set.
@@ -10,6 +11,7 @@ mod status;
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use amphipod_api::meta::map_at;
 use amphipod_api::{LabelSelector, Status};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::ReplicaSet;
@@ -27,47 +29,117 @@ use crate::cache::{Event, EventType, Object};
 use crate::events::Reference;
 use status::Failure;
 
-const RESOURCE: &str = "replicasets.apps";
+/// What the two kinds do not have in common.
+struct Sort {
+    /// The controller's name.
+    name: &'static str,
+    resource: &'static str,
+    group: &'static str,
+    api_version: &'static str,
+    kind: &'static str,
+    selector: fn(&Object) -> Option<LabelSelector>,
+    read: fn(&Object) -> Result<ReplicaSet>,
+}
+
+static REPLICA_SET: Sort = Sort {
+    name: "replicaset-controller",
+    resource: "replicasets.apps",
+    group: "apps",
+    api_version: "apps/v1",
+    kind: "ReplicaSet",
+    selector: selector_of,
+    read: typed,
+};
+
+static REPLICATION_CONTROLLER: Sort = Sort {
+    name: "replication-controller",
+    resource: "replicationcontrollers",
+    group: "",
+    api_version: "v1",
+    kind: "ReplicationController",
+    selector: |object| {
+        Some(LabelSelector::from_set(map_at(
+            &object.value(),
+            &["spec", "selector"],
+        )))
+    },
+    read: as_replica_set,
+};
+
+/// A ReplicationController in the shape of a ReplicaSet, which has all its fields. Only the selector is of another type; nobody
+/// reads it from here.
+fn as_replica_set(object: &Object) -> Result<ReplicaSet> {
+    let value = object.value();
+    let spec = &value["spec"];
+    let set = json!({
+        "apiVersion": REPLICA_SET.api_version,
+        "kind": REPLICA_SET.kind,
+        "metadata": value["metadata"],
+        "spec": {
+            "replicas": spec["replicas"], "minReadySeconds": spec["minReadySeconds"],
+            "selector": {}, "template": spec["template"],
+        },
+        "status": value["status"],
+    });
+    serde_json::from_value(set).map_err(|error| {
+        Status::internal_error(format!(
+            "the stored object {object:?} does not decode: {error}"
+        ))
+    })
+}
 
 pub struct ReplicaSets {
+    sort: &'static Sort,
     selectors: Arc<Memo<Option<LabelSelector>>>,
 }
 
-impl Default for ReplicaSets {
-    fn default() -> ReplicaSets {
+impl ReplicaSets {
+    /// The controller of ReplicaSets.
+    pub fn of_replica_sets() -> ReplicaSets {
+        ReplicaSets::of(&REPLICA_SET)
+    }
+
+    /// The controller of ReplicationControllers.
+    pub fn of_replication_controllers() -> ReplicaSets {
+        ReplicaSets::of(&REPLICATION_CONTROLLER)
+    }
+
+    fn of(sort: &'static Sort) -> ReplicaSets {
         ReplicaSets {
-            selectors: Arc::new(Memo::new(selector_of)),
+            sort,
+            selectors: Arc::new(Memo::new(sort.selector)),
         }
     }
 }
 
 impl Controller for ReplicaSets {
     fn name(&self) -> &'static str {
-        "replicaset-controller"
+        self.sort.name
     }
 
     fn sources(&self) -> Vec<Source> {
-        let (gone, selectors) = (self.selectors.clone(), self.selectors.clone());
+        let (sort, gone, selectors) = (self.sort, self.selectors.clone(), self.selectors.clone());
         vec![
-            Source::new(RESOURCE, move |tools, event| {
+            Source::new(sort.resource, move |tools, event| {
                 if event.kind == EventType::Deleted {
                     gone.forget(&event.object);
                 }
                 itself(tools, event)
             }),
             Source::new("pods", move |tools, event| {
-                owners_of_pod(tools, event, &selectors)
+                owners_of_pod(sort, tools, event, &selectors)
             }),
         ]
     }
 
     fn reconcile<'a>(&'a self, tools: &'a Tools, key: &'a Key) -> Reconciling<'a> {
-        Box::pin(reconcile(tools, key))
+        Box::pin(reconcile(self.sort, tools, key))
     }
 }
 
 /// The set that has a pod, or had it before; for a pod that nobody has, the sets that may adopt it.
 fn owners_of_pod(
+    sort: &Sort,
     tools: &Tools,
     event: &Event,
     selectors: &Memo<Option<LabelSelector>>,
@@ -75,8 +147,8 @@ fn owners_of_pod(
     let mut keys: HashSet<Key> = HashSet::new();
     let orphan = event.object.meta.controller().is_none();
     let prev = event.prev.as_ref().map(|prev| &prev.meta);
-    keys.extend(controller_key(&event.object.meta, "apps", "ReplicaSet"));
-    keys.extend(prev.and_then(|prev| controller_key(prev, "apps", "ReplicaSet")));
+    keys.extend(controller_key(&event.object.meta, sort.group, sort.kind));
+    keys.extend(prev.and_then(|prev| controller_key(prev, sort.group, sort.kind)));
     if orphan && event.kind != EventType::Deleted {
         let (meta, news) = (&event.object.meta, |prev: &crate::cache::Meta| {
             prev.labels != event.object.meta.labels || prev.controller().is_some()
@@ -85,7 +157,7 @@ fn owners_of_pod(
             let fits = |_: &Object, selector: &Option<LabelSelector>| {
                 selector.as_ref().is_some_and(|s| s.matches(&meta.labels))
             };
-            let names = selectors.names(&tools.table(RESOURCE), &meta.namespace, fits);
+            let names = selectors.names(&tools.table(sort.resource), &meta.namespace, fits);
             keys.extend(names.iter().map(|name| Key::new(&meta.namespace, name)));
         }
     }
@@ -95,17 +167,17 @@ fn owners_of_pod(
     keys.into_iter().collect()
 }
 
-async fn reconcile(tools: &Tools, key: &Key) -> Result<Outcome> {
-    let Some(object) = tools.table(RESOURCE).get(&key.namespace, &key.name) else {
+async fn reconcile(sort: &Sort, tools: &Tools, key: &Key) -> Result<Outcome> {
+    let Some(object) = tools.table(sort.resource).get(&key.namespace, &key.name) else {
         return Ok(Outcome::Done);
     };
-    let set: ReplicaSet = typed(&object)?;
-    let Some(selector) = selector_of(&object) else {
+    let set = (sort.read)(&object)?;
+    let Some(selector) = (sort.selector)(&object) else {
         return Ok(Outcome::Done);
     };
     let owner = Owner {
-        api_version: "apps/v1",
-        kind: "ReplicaSet",
+        api_version: sort.api_version,
+        kind: sort.kind,
         object: &object,
         selector: &selector,
     };
@@ -115,7 +187,7 @@ async fn reconcile(tools: &Tools, key: &Key) -> Result<Outcome> {
     let mut failed: Option<(&'static str, Status)> = None;
     if !object.meta.is_deleting() {
         let before = pods.len();
-        if let Err(failure) = manage(tools, &owner, &set, &pods).await {
+        if let Err(failure) = manage(sort, tools, &owner, &set, &pods).await {
             failed = Some(failure);
         }
         // The status tells of what was just done.
@@ -136,9 +208,13 @@ async fn reconcile(tools: &Tools, key: &Key) -> Result<Outcome> {
         reason,
         message: status.message.clone(),
     });
-    let (status, next) = status::of(&set, &pods, failure, Timestamp::now());
+    let (mut status, next) = status::of(&set, &pods, failure, Timestamp::now());
+    if sort.kind == REPLICATION_CONTROLLER.kind {
+        // The one field that it does not have.
+        status.terminating_replicas = None;
+    }
     if set.status.as_ref() != Some(&status) {
-        let context = tools.sub_context(RESOURCE, &key.namespace, "status")?;
+        let context = tools.sub_context(sort.resource, &key.namespace, "status")?;
         let write = |value: &mut Value| {
             value["status"] = json!(status);
             Ok(())
@@ -156,6 +232,7 @@ async fn reconcile(tools: &Tools, key: &Key) -> Result<Outcome> {
 
 /// Makes the pods that are missing, or deletes those that are too many.
 async fn manage(
+    sort: &Sort,
     tools: &Tools,
     owner: &Owner<'_>,
     set: &ReplicaSet,
@@ -187,7 +264,7 @@ async fn manage(
         if wanted > 0 {
             rank::sort(
                 &mut active,
-                &related(tools, owner.object, pods),
+                &related(sort, tools, owner.object, pods),
                 Timestamp::now(),
             );
         }
@@ -201,12 +278,12 @@ async fn manage(
 }
 
 /// The pods of all sets with the same owner: how full nodes are with pods of the same deployment.
-fn related(tools: &Tools, set: &Object, own: &[Pod]) -> Vec<Pod> {
+fn related(sort: &Sort, tools: &Tools, set: &Object, own: &[Pod]) -> Vec<Pod> {
     let Some(controller) = set.meta.controller() else {
         return own.to_vec();
     };
     let table = tools.table("pods");
-    let sets = tools.table(RESOURCE).by_owner(&controller.uid);
+    let sets = tools.table(sort.resource).by_owner(&controller.uid);
     let pods = sets.iter().flat_map(|set| table.by_owner(&set.meta.uid));
     pods.filter_map(|pod| Pod::read(&pod).ok()).collect()
 }

@@ -22,6 +22,7 @@ mod node;
 mod pod;
 mod policy;
 mod rbac;
+mod replication_controller;
 mod reviews;
 mod service;
 mod workload;
@@ -41,6 +42,7 @@ pub fn all() -> Vec<Descriptor> {
         namespace::descriptor(),
         node::descriptor(),
         pod::descriptor(),
+        replication_controller::descriptor(),
         config::secret(),
         account::service_account(),
         service::descriptor(),

@@ -16,7 +16,7 @@ use crate::resources::table::{NONE, age_cell, containers_and_images, name, selec
 use crate::resources::validate::{Errors, immutable, label_selector, non_negative, one_of, pod};
 use crate::resources::{Column, Descriptor, SelectableField, Strategy, StrategyContext};
 
-const SPEC: FieldPath = FieldPath::new("spec");
+pub(super) const SPEC: FieldPath = FieldPath::new("spec");
 
 pub fn deployment() -> Descriptor {
     Kind::new::<v1::Deployment>("apps", "v1", "Deployment", "deployments")
@@ -94,20 +94,20 @@ fn selector_and_template(spec: &Value, errors: &mut Errors) {
             "empty selector is invalid for deployment",
         ));
     }
-    template(spec, errors);
+    // What is wrong with the selector was just told.
+    let selector = LabelSelector::from_object(&spec["selector"]);
+    template(spec, &selector.unwrap_or_default(), errors);
 }
 
-fn template(spec: &Value, errors: &mut Errors) {
+/// The template, whose labels a selector must select, unless it selects everything.
+pub(super) fn template(spec: &Value, selector: &LabelSelector, errors: &mut Errors) {
     let path = SPEC.child("template");
     let Some(template) = spec.get("template") else {
         errors.push(FieldError::required(path, ""));
         return;
     };
     let labels = map_at(template, &["metadata", "labels"]);
-    if let Ok(selector) = LabelSelector::from_object(&spec["selector"])
-        && !selector.is_everything()
-        && !selector.matches(labels)
-    {
+    if !selector.is_everything() && !selector.matches(labels) {
         errors.push(FieldError::invalid(
             path.child("metadata").child("labels"),
             Value::Object(labels.clone()),
@@ -256,7 +256,7 @@ fn immutable_selector(new: &Value, old: &Value, errors: &mut Errors) {
 }
 
 /// Counts of a status: none negative, none above the number of replicas.
-fn replica_counts(obj: &Value, fields: &[&'static str], than: &str) -> Errors {
+pub(super) fn replica_counts(obj: &Value, fields: &[&'static str], than: &str) -> Errors {
     let mut errors = Vec::new();
     let status = FieldPath::new("status");
     for field in fields.iter().chain(&["observedGeneration"]) {

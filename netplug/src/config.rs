@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 pub use ipnet::IpNet;
 
-use crate::{Error, Result};
+use crate::{Error, Overlay, Result};
 
 /// The network of one box. Every list may hold one IPv4 and one IPv6 entry (dual stack); the first one is the primary family.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,8 +21,12 @@ pub struct NetConfig {
     pub service_cidrs: Vec<IpNet>,
     /// Further addresses that the box itself answers on, such as the ClusterIP of the DNS server. They are put on the anchor device.
     pub local_ips: Vec<IpAddr>,
-    /// MTU of the pods' links; `None` leaves the kernel's default of 1500.
+    /// MTU of the pods' links; `None`: what fits on the way to every other box, and 1500 while there is none.
     pub mtu: Option<u32>,
+    /// How packets to pods of other boxes travel.
+    pub overlay: Overlay,
+    /// UDP port of VXLAN, the same on all boxes.
+    pub vxlan_port: u16,
     /// Hides pods behind the address of the box when they talk to the world outside `cluster_cidrs`.
     pub masquerade: bool,
     /// Name of our nftables tables (one per IP family). Nothing outside of them is touched.
@@ -46,6 +50,8 @@ impl NetConfig {
             service_cidrs: vec![service_cidr],
             local_ips: Vec::new(),
             mtu: None,
+            overlay: Overlay::Auto,
+            vxlan_port: 8472,
             masquerade: true,
             table: "amphipod".into(),
             state_dir: state_dir.into(),
@@ -83,6 +89,15 @@ impl NetConfig {
                 "table name {:?}: want at most 27 letters and digits",
                 self.table
             ));
+        }
+        if self.overlay == Overlay::Wireguard {
+            return bad(
+                "the overlay wireguard is not supported: use auto, route or vxlan, and encrypt below it (IPsec, or WireGuard links between the boxes) where you need to"
+                    .into(),
+            );
+        }
+        if self.vxlan_port == 0 {
+            return bad("the VXLAN port cannot be 0".into());
         }
         if self.pod_cidrs.is_empty() {
             return bad("no pod CIDR".into());

@@ -16,9 +16,10 @@ use crate::firewall::{Firewall, Transaction};
 use crate::ledger::{Entry, Ledger};
 use crate::link::{self, Via};
 use crate::netlink::Socket;
-use crate::nft::{self, Nftables, Watch};
+use crate::nft::{self, Nftables};
+use crate::peers::{self, Ways};
 use crate::services::{self, Book, Key, Owner, Scope};
-use crate::{Error, NetConfig, PodAttach, PodNetwork, Result, Service, config, netns};
+use crate::{Error, NetConfig, Peer, PodAttach, PodNetwork, Result, Service, config, netns};
 
 /// MAC address of the host end of every pod link; pods know it beforehand, so nobody asks.
 const HOST_MAC: [u8; 6] = [0xee, 0xee, 0xee, 0xee, 0xee, 0xee];
@@ -37,7 +38,9 @@ pub struct Network {
     reaper: Mutex<Socket>,
     state: Mutex<State>,
     /// Taken by the one [`Network::guard`].
-    watch: Mutex<Option<Watch>>,
+    watch: Mutex<Option<(nft::Watch, peers::Watch)>>,
+    /// Locked before `links`.
+    ways: Mutex<Ways>,
     /// Set by [`Network::teardown`]: nothing is repaired any more.
     ended: AtomicBool,
 }
@@ -88,7 +91,9 @@ impl Network {
         anchor(&config, &mut links)?;
         let ledger = Ledger::open(&config.state_dir, &config.pod_cidrs)?;
         let nftables = Nftables::new(&config)?;
-        let watch = nftables.watch()?;
+        let routes =
+            peers::Watch::open().map_err(Error::kernel("subscribing to changes of routes"))?;
+        let watch = (nftables.watch()?, routes);
         let mut firewall: Box<dyn Firewall> = Box::new(nftables);
         let found = firewall.open(false)?;
         let mut book = Book::default();
@@ -111,6 +116,7 @@ impl Network {
         state.settle()?;
         Ok(Network {
             gateways: config.gateways(),
+            ways: Mutex::new(Ways::new(&config)),
             config,
             links: Mutex::new(links),
             reaper: Mutex::new(reaper),
@@ -218,6 +224,13 @@ impl Network {
         state.apply(&keys)
     }
 
+    /// Makes the pods of exactly these boxes reachable: routes, and a VXLAN device where one is needed. Only what differs is sent to the kernel.
+    /// A box that is gone loses its routes. What cannot be reached is logged, and fails nothing else.
+    pub fn set_peers(&self, peers: Vec<Peer>) -> Result<()> {
+        let mut ways = lock(&self.ways);
+        ways.set(&mut lock(&self.links), peers)
+    }
+
     /// Makes links, routes and rules again as they should be, as after somebody flushed all rules or removed the anchor device.
     pub fn repair(&self) -> Result<()> {
         if self.ended.load(Ordering::Acquire) {
@@ -227,6 +240,7 @@ impl Network {
         for pod in self.attached() {
             box_side(&mut lock(&self.links), &pod)?;
         }
+        self.repair_ways()?;
         lock(&self.state).recover(true)
     }
 
@@ -244,26 +258,47 @@ impl Network {
         }
     }
 
-    /// Repairs the rules whenever somebody removes them, for as long as it is polled. Sleeps until then.
+    fn repair_ways(&self) -> Result<()> {
+        if self.ended.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let mut ways = lock(&self.ways);
+        ways.apply(&mut lock(&self.links))
+    }
+
+    /// Repairs the rules whenever somebody removes them, and the ways to other boxes when links come and go, for as long as it is polled. Sleeps
+    /// until then.
     pub async fn guard(self: Arc<Self>) {
-        let Some(watch) = lock(&self.watch).take() else {
+        let Some((rules, routes)) = lock(&self.watch).take() else {
             return;
         };
-        let deaf = |error| tracing::warn!("changes of the packet filter are not noticed: {error}");
-        let mut listener = match watch.listen() {
-            Ok(listener) => listener,
-            Err(error) => return deaf(error),
+        let deaf = |error| {
+            tracing::warn!("changes of the packet filter or of routes are not noticed: {error}");
+        };
+        let (mut rules, mut routes) = match (rules.listen(), routes.listen()) {
+            (Ok(rules), Ok(routes)) => (rules, routes),
+            (Err(error), _) | (_, Err(error)) => return deaf(error),
         };
         loop {
-            if let Err(error) = listener.damaged().await {
+            let (noticed, all) = tokio::select! {
+                noticed = rules.damaged() => (noticed, true),
+                noticed = routes.changed() => (noticed, false),
+            };
+            if let Err(error) = noticed {
                 return deaf(error);
             }
             let network = self.clone();
-            match tokio::task::spawn_blocking(move || network.repair()).await {
+            let work = move || match all {
+                true => network.repair(),
+                false => network.repair_ways(),
+            };
+            match tokio::task::spawn_blocking(work).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
                     let reason = error.source().map(ToString::to_string).unwrap_or_default();
-                    tracing::error!("rules were removed and cannot be restored: {error}: {reason}");
+                    tracing::error!(
+                        "rules or routes were removed and cannot be restored: {error}: {reason}"
+                    );
                 }
                 Err(_) => return,
             }
@@ -277,7 +312,10 @@ impl Network {
         self.retain(&[])?;
         let mut state = lock(&self.state);
         state.firewall.remove()?;
+        drop(state);
+        let mut ways = lock(&self.ways);
         let mut links = lock(&self.links);
+        ways.remove(&mut links)?;
         let routes = self
             .config
             .pod_cidrs
@@ -361,6 +399,7 @@ impl Network {
         )))?;
         let linking = || Error::kernel(format!("linking pod {} to the box", pod.id));
         let there = link::find(&mut inside, ifname).map_err(linking())?;
+        let mtu = lock(&self.ways).pod_mtu();
         let mut links = lock(&self.links);
         let here = link::find(&mut links, &pod.host_ifname).map_err(linking())?;
         let paired = matches!((&here, &there), (Some(h), Some(t)) if h.kind == "veth" && h.peer == Some(t.index) && t.peer == Some(h.index));
@@ -372,12 +411,7 @@ impl Network {
                         .map_err(linking())?;
                 }
             }
-            let message = link::add_veth(
-                (&pod.host_ifname, HOST_MAC),
-                (ifname, pod.mac),
-                &ns,
-                self.config.mtu,
-            );
+            let message = link::add_veth((&pod.host_ifname, HOST_MAC), (ifname, pod.mac), &ns, mtu);
             links.request(message).map_err(linking())?;
         }
         box_side(&mut links, pod)?;

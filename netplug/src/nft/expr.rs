@@ -78,6 +78,34 @@ impl Rule<'_> {
         self.payload(TRANSPORT, 2, 2, to)
     }
 
+    /// Loads the flags of the TCP header.
+    pub fn tcp_flags(&mut self, to: u32) -> &mut Self {
+        self.payload(TRANSPORT, 13, 1, to)
+    }
+
+    /// Lowers the maximum segment size of a TCP handshake to what fits the route.
+    pub fn clamp_mss(&mut self, scratch: u32) -> &mut Self {
+        self.push("rt", |m| {
+            m.attr_be32(1, scratch).attr_be32(2, 3);
+        })
+        .push("byteorder", |m| {
+            // To network order.
+            m.attr_be32(1, scratch)
+                .attr_be32(2, scratch)
+                .attr_be32(3, 1)
+                .attr_be32(4, 2)
+                .attr_be32(5, 2);
+        })
+        .push("exthdr", |m| {
+            // Option 2 of the TCP header, its value of two bytes.
+            m.attr(2, &[2])
+                .attr_be32(3, 2)
+                .attr_be32(4, 2)
+                .attr_be32(6, 1)
+                .attr_be32(7, scratch);
+        })
+    }
+
     pub fn meta(&mut self, key: u32, to: u32) -> &mut Self {
         self.push("meta", |m| {
             m.attr_be32(1, to).attr_be32(2, key);

@@ -152,6 +152,18 @@ pub fn base(batch: &mut Batch, config: &NetConfig, family: Family) {
             r.local(true, NE, R0).reject(family.v4);
         });
     }
+    // The overlay takes some room in each packet: both ends of a connection through it learn so as it opens.
+    batch.add_chain("clamp", hook("filter", 2, -150));
+    batch.add_rule("clamp", |r| {
+        r.meta(meta::OIFNAME, R0)
+            .compare(EQ, R0, crate::peers::device(writer.prefix).as_bytes())
+            .meta(meta::L4PROTO, R0)
+            .compare(EQ, R0, &[6])
+            .tcp_flags(R0)
+            .bitwise(R0, &[0x06], &[0])
+            .compare(EQ, R0, &[0x02])
+            .clamp_mss(R0);
+    });
     for (chain, number) in [("input", 1), ("forward", 2), ("local_output", 3)] {
         batch.add_chain(chain, hook("filter", number, 0));
         batch.add_rule(chain, |r| {

@@ -1,0 +1,49 @@
+//! Other boxes as the network sees them, and how packets get there.
+
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use ipnet::IpNet;
+
+use crate::{Error, Result};
+
+/// Another box of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Name of the node, for messages.
+    pub node: String,
+    /// Addresses of the box itself (`InternalIP`), the preferred one first.
+    pub ips: Vec<IpAddr>,
+    /// Its pods' addresses (`Node.spec.podCIDRs`).
+    pub pod_cidrs: Vec<IpNet>,
+}
+
+/// How packets to pods of other boxes travel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Overlay {
+    /// Plain routes to boxes that are neighbours on a link, VXLAN to the others.
+    #[default]
+    Auto,
+    /// Plain routes only. Boxes that are no neighbours are not reached, unless the routers between know the pod ranges.
+    Route,
+    /// VXLAN to every box, also to neighbours: for links that drop packets of addresses that they do not know.
+    Vxlan,
+    /// Encrypted. This build has no support for it, and says so.
+    Wireguard,
+}
+
+impl FromStr for Overlay {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Overlay> {
+        match text {
+            "auto" => Ok(Overlay::Auto),
+            "route" => Ok(Overlay::Route),
+            "vxlan" => Ok(Overlay::Vxlan),
+            "wireguard" => Ok(Overlay::Wireguard),
+            other => Err(Error::Config(format!(
+                "overlay {other:?}: want auto, route, vxlan or wireguard"
+            ))),
+        }
+    }
+}

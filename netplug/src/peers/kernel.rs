@@ -1,0 +1,244 @@
+//! Brings the ways about: compares with what the kernel has and sends what differs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::plan::{Hop, Plan, Way, mac, plan};
+use super::{device, overhead};
+use crate::link::{self, Via};
+use crate::netlink::{Message, Socket};
+use crate::{Error, NetConfig, Peer, Result};
+
+/// The ways from this box to its peers.
+#[derive(Debug)]
+pub struct Ways {
+    config: NetConfig,
+    gateways: Vec<IpAddr>,
+    /// `None` until told: what an earlier run installed is left alone.
+    peers: Option<Vec<Peer>>,
+    plan: Plan,
+}
+
+impl Ways {
+    pub fn new(config: &NetConfig) -> Ways {
+        Ways {
+            config: config.clone(),
+            gateways: config.gateways(),
+            peers: None,
+            plan: Plan::default(),
+        }
+    }
+
+    /// MTU for the links of pods; `None`: the kernel's default.
+    pub fn pod_mtu(&self) -> Option<u32> {
+        self.config.mtu.or_else(|| self.plan.mtu())
+    }
+
+    pub fn set(&mut self, links: &mut Socket, peers: Vec<Peer>) -> Result<()> {
+        self.peers = Some(peers);
+        self.apply(links)
+    }
+
+    /// Compares everything; cheap where nothing differs.
+    pub fn apply(&mut self, links: &mut Socket) -> Result<()> {
+        let Some(peers) = &self.peers else {
+            return Ok(());
+        };
+        let overlay = self.config.overlay;
+        let mut failed = None;
+        let plan = plan(overlay, &self.config.pod_cidrs, peers, |ip| {
+            hop(links, ip).unwrap_or_else(|e| {
+                failed = Some(e);
+                None
+            })
+        });
+        if let Some(error) = failed {
+            return Err(Error::kernel("looking for the ways to other boxes")(error));
+        }
+        for trouble in plan
+            .troubles
+            .iter()
+            .filter(|t| !self.plan.troubles.contains(t))
+        {
+            tracing::warn!("{trouble}");
+        }
+        let prefix = device(self.config.device_prefix());
+        let outer = plan.ways.iter().find_map(|w| match w {
+            Way::Vxlan { remote, .. } => Some(remote.is_ipv4()),
+            Way::Plain { .. } => None,
+        });
+        let names = [(true, prefix.clone()), (false, format!("{prefix}6"))];
+        let mut vxlan = None;
+        for (v4, name) in &names {
+            if outer == Some(*v4) {
+                let mtu = plan.vxlan_mtu.unwrap_or(1500 - overhead(*v4));
+                vxlan = Some(self.vxlan(links, name, *v4, mtu)?);
+            }
+        }
+        self.routes(links, &plan, vxlan)
+            .map_err(Error::kernel("setting routes to other boxes"))?;
+        for (v4, name) in &names {
+            if outer != Some(*v4) {
+                delete(links, name)?;
+            }
+        }
+        self.plan = plan;
+        Ok(())
+    }
+
+    /// The index of the device, made if need be.
+    fn vxlan(&self, links: &mut Socket, name: &str, v4: bool, mtu: u32) -> Result<i32> {
+        let failed = || {
+            Error::kernel(format!(
+                "making device {name} (is CONFIG_VXLAN on? else boxes must be neighbours on one link)"
+            ))
+        };
+        let mac = mac(&self.config.pod_cidrs);
+        let port = self.config.vxlan_port;
+        if let Some(found) = link::find(links, name).map_err(failed())? {
+            if found.kind == "vxlan" && found.mac == mac && found.vxlan_port == Some(port) {
+                if found.mtu != mtu {
+                    links
+                        .request(link::set_mtu(found.index, mtu))
+                        .map_err(failed())?;
+                }
+                links.request(link::up(found.index)).map_err(failed())?;
+                return Ok(found.index);
+            }
+            links.request(link::delete(found.index)).map_err(failed())?;
+        }
+        // Down at first, so that the kernel gives it no link-local address.
+        links
+            .request(link::add_vxlan(name, mac, port, mtu, v4))
+            .map_err(failed())?;
+        let index = link::find(links, name)
+            .map_err(failed())?
+            .map_or(0, |l| l.index);
+        // Kernels without IPv6 do not know its settings.
+        link::apply(
+            links,
+            vec![link::no_link_local(index), link::up(index)],
+            &[libc::EAFNOSUPPORT],
+        )
+        .map_err(failed())?;
+        Ok(index)
+    }
+
+    fn routes(&self, links: &mut Socket, plan: &Plan, vxlan: Option<i32>) -> io::Result<()> {
+        let mut routes: BTreeMap<IpNet, (i32, IpAddr)> = BTreeMap::new();
+        let mut neighbours = BTreeSet::new();
+        let mut forwardings = BTreeSet::new();
+        for way in &plan.ways {
+            match (way, vxlan) {
+                (Way::Plain { net, via, index }, _) => {
+                    routes.insert(*net, (*index, *via));
+                }
+                (
+                    Way::Vxlan {
+                        net,
+                        via,
+                        mac,
+                        remote,
+                    },
+                    Some(index),
+                ) => {
+                    routes.insert(*net, (index, *via));
+                    neighbours.insert((*via, *mac));
+                    forwardings.insert((*mac, *remote));
+                }
+                (Way::Vxlan { .. }, None) => {}
+            }
+        }
+        let mut add: Vec<Message> = Vec::new();
+        let mut remove: Vec<Message> = Vec::new();
+        if let Some(index) = vxlan {
+            let mut known = BTreeSet::new();
+            for v4 in [true, false] {
+                known.extend(link::neighbours(links, index, v4).or_else(no_ipv6)?);
+            }
+            // The kernel's own multicast entries are not ours.
+            known.retain(|(ip, _)| !ip.is_multicast());
+            for (ip, mac) in neighbours.difference(&known) {
+                add.push(link::add_neighbour(index, *ip, *mac));
+            }
+            for (ip, _) in known.difference(&neighbours) {
+                if !neighbours.iter().any(|(n, _)| n == ip) {
+                    remove.push(link::delete_neighbour(index, *ip));
+                }
+            }
+            let known: BTreeSet<_> = link::forwardings(links, index)?.into_iter().collect();
+            for (mac, remote) in forwardings.difference(&known) {
+                add.push(link::add_forwarding(index, *mac, *remote));
+            }
+            for (mac, remote) in known.difference(&forwardings) {
+                if !forwardings.iter().any(|(m, _)| m == mac) {
+                    remove.push(link::delete_forwarding(index, *mac, *remote));
+                }
+            }
+        }
+        let known: BTreeMap<IpNet, (i32, Option<IpAddr>)> = link::peer_routes(links)?
+            .into_iter()
+            .map(|r| (r.net, (r.index, r.gateway)))
+            .collect();
+        for (net, (index, gateway)) in &routes {
+            let same = |ip: &&IpAddr| ip.is_ipv4() == net.addr().is_ipv4();
+            let Some(source) = self.gateways.iter().find(same) else {
+                continue; // no pods of this family here
+            };
+            if known.get(net) != Some(&(*index, Some(*gateway))) {
+                let via = Via::Peer {
+                    index: *index,
+                    gateway: *gateway,
+                    source: *source,
+                };
+                add.push(link::add_route(*net, via));
+            }
+        }
+        for net in known.keys().filter(|net| !routes.contains_key(net)) {
+            remove.push(link::delete_peer_route(*net));
+        }
+        link::apply(links, add, &[])?;
+        link::apply(links, remove, &[libc::ESRCH, libc::ENOENT])
+    }
+
+    /// Removes every way.
+    pub fn remove(&mut self, links: &mut Socket) -> Result<()> {
+        self.set(links, Vec::new())
+    }
+}
+
+fn no_ipv6<T: Default>(error: io::Error) -> io::Result<T> {
+    match error.raw_os_error() {
+        Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP) => Ok(T::default()),
+        _ => Err(error),
+    }
+}
+
+/// What the routing table says of an address.
+fn hop(links: &mut Socket, ip: IpAddr) -> io::Result<Option<Hop>> {
+    let Some(route) = link::route_to(links, ip)? else {
+        return Ok(None);
+    };
+    if route.kind != libc::RTN_UNICAST || route.index == 0 {
+        return Ok(None);
+    }
+    let mtu = link::by_index(links, route.index)?.map_or(1500, |l| l.mtu);
+    Ok(Some(Hop {
+        index: route.index,
+        mtu,
+        neighbour: route.gateway.is_none(),
+    }))
+}
+
+fn delete(links: &mut Socket, name: &str) -> Result<()> {
+    let failed = || Error::kernel(format!("removing device {name}"));
+    match link::find(links, name).map_err(failed())? {
+        Some(link) => {
+            link::apply(links, vec![link::delete(link.index)], &[libc::ENODEV]).map_err(failed())
+        }
+        None => Ok(()),
+    }
+}

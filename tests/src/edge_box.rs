@@ -316,14 +316,16 @@ impl EdgeBox {
     #[track_caller]
     pub fn program_pid(&self) -> u32 {
         let nsenter = self.program.as_ref().expect("amphipod was started").id();
-        // nsenter forks when it enters a PID namespace: the program is its child.
-        let children = fs::read_to_string(format!("/proc/{nsenter}/task/{nsenter}/children"))
-            .unwrap_or_default();
-        children
-            .split_whitespace()
-            .next()
-            .and_then(|pid| pid.parse().ok())
-            .expect("nsenter has a child")
+        // nsenter forks when it enters a PID namespace: the program is its child, a moment after the start.
+        let children = format!("/proc/{nsenter}/task/{nsenter}/children");
+        eventually("amphipod's process", Duration::from_secs(5), || {
+            let text = std::fs::read_to_string(&children).unwrap_or_default();
+            let first = text
+                .split_whitespace()
+                .next()
+                .and_then(|pid| pid.parse().ok());
+            first.ok_or(text)
+        })
     }
 
     /// `kill -9` of the one process that is both server and agent. Containers and their keeper are not touched.

@@ -219,7 +219,9 @@ fn all() -> Vec<Arc<dyn Controller>> {
     vec![
         Arc::new(namespace_defaults::NamespaceDefaults),
         Arc::new(node_ipam::NodeIpam::default()),
-        Arc::new(node_lifecycle::NodeLifecycle),
+        Arc::new(node_lifecycle::NodeLifecycle::default()),
+        Arc::new(node_lifecycle::eviction::TaintEviction::default()),
+        Arc::new(node_lifecycle::pod_gc::PodCollector::default()),
         Arc::new(replica_set::ReplicaSets::of_replica_sets()),
         Arc::new(replica_set::ReplicaSets::of_replication_controllers()),
         Arc::new(deployment::Deployments::default()),

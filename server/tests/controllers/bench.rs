@@ -241,7 +241,22 @@ impl Bench {
     }
 
     /// Waits until something is there; looks again after each change of any object.
-    pub async fn until<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    pub async fn until<T>(&self, what: &str, look: impl FnMut() -> Option<T>) -> T {
+        self.waiting(PATIENCE, what, look).await
+    }
+
+    /// Waits until a condition holds, at most so many seconds.
+    pub async fn until_within(&self, seconds: u64, what: &str, mut so: impl FnMut() -> bool) {
+        self.waiting(Duration::from_secs(seconds), what, || so().then_some(()))
+            .await;
+    }
+
+    async fn waiting<T>(
+        &self,
+        patience: Duration,
+        what: &str,
+        mut look: impl FnMut() -> Option<T>,
+    ) -> T {
         let cache = self.server.registry().cache();
         let waiting = async {
             loop {
@@ -252,7 +267,7 @@ impl Bench {
                 cache.reach(revision + 1, Duration::from_secs(1)).await;
             }
         };
-        match timeout(PATIENCE, waiting).await {
+        match timeout(patience, waiting).await {
             Ok(found) => found,
             Err(_) => panic!("waited in vain for {what}"),
         }

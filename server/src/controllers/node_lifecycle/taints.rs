@@ -67,7 +67,7 @@ pub fn set(node: &mut Value, evict: bool, now: Timestamp) -> bool {
         Health::Unknown => Some(UNREACHABLE),
     };
     let have = array_at(node, &["spec", "taints"]);
-    let going = have.iter().any(|taint| evicts(taint));
+    let going = have.iter().any(evicts);
     if let Some(key) = evicting.filter(|_| evict || going) {
         wanted.push((key, "NoExecute"));
     }
@@ -104,6 +104,11 @@ pub fn set(node: &mut Value, evict: bool, now: Timestamp) -> bool {
         }
     }
     true
+}
+
+/// Whether the node's pods are to go because it is not well.
+pub fn is_evicting(node: &Value) -> bool {
+    array_at(node, &["spec", "taints"]).iter().any(evicts)
 }
 
 /// The taint that makes pods of a node go that is not well.

@@ -662,7 +662,11 @@ pub(crate) fn device_filter(spec: &ContainerSpec) -> Result<Option<Vec<DeviceRul
             access: bits.fold(0, |all, bit| all | bit),
         })
     };
-    spec.devices.iter().map(rule).collect::<Result<_>>().map(Some)
+    spec.devices
+        .iter()
+        .map(rule)
+        .collect::<Result<_>>()
+        .map(Some)
 }
 
 #[cfg(test)]

@@ -52,6 +52,9 @@ pub(crate) struct Life {
     pub started_at: i64,
     #[serde(default)]
     pub exit: Option<ExitRecord>,
+    /// Number of its log cursors; 0 = none.
+    #[serde(default)]
+    pub cursor: u32,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

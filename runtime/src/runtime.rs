@@ -63,7 +63,8 @@ impl Runtime {
     pub async fn open(config: RuntimeConfig) -> Result<Runtime> {
         process::become_subreaper().context(|| "become a child sub-reaper".into())?;
         // We hold copies of every container's descriptors; the containers keep the limit that we were started with.
-        let files = process::raise_open_files().context(|| "raise the limit of open files".into())?;
+        let files =
+            process::raise_open_files().context(|| "raise the limit of open files".into())?;
         let keeper = KeeperConfig {
             state_dir: config.state_dir,
             run_dir: config.run_dir,
@@ -73,7 +74,12 @@ impl Runtime {
         let root = config.cgroup_root;
         let place = Arc::new(Place::open(keeper.clone(), root)?);
         let shared = Arc::new(Shared::new(keeper, config.helper));
-        let link = supervise::renew(&shared).await?;
+        let mut link = supervise::renew(&shared).await;
+        if link.is_err() {
+            // The keeper that we found may have been about to end.
+            link = supervise::renew(&shared).await;
+        }
+        let link = link?;
         shared.link.send_replace(Some(Arc::clone(&link)));
         tokio::spawn(supervise::run(Arc::downgrade(&shared), link));
         Ok(Runtime { shared, place })
@@ -451,7 +457,8 @@ impl Runtime {
     /// Does the keeper run another program than this process? After an update it does: then [`Runtime::upgrade_keeper`].
     pub fn keeper_is_outdated(&self) -> bool {
         use std::os::unix::fs::MetadataExt;
-        let file = |pid: &str| std::fs::metadata(format!("/proc/{pid}/exe")).map(|m| (m.dev(), m.ino()));
+        let file =
+            |pid: &str| std::fs::metadata(format!("/proc/{pid}/exe")).map(|m| (m.dev(), m.ino()));
         match (file(&self.keeper_pid().to_string()), file("self")) {
             (Ok(keeper), Ok(own)) => keeper != own,
             _ => false,

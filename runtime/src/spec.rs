@@ -256,7 +256,7 @@ pub struct Resources {
     pub unified: BTreeMap<String, String>,
 }
 
-/// When and how far a container's log is rotated: `0.log` becomes `0.log.<UTC yyyymmdd-hhmmss>`.
+/// When and how far a container's log is rotated: `0.log` becomes `0.log.<UTC yyyymmdd-hhmmss.nanoseconds>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogLimits {
     /// Bytes.

@@ -23,6 +23,10 @@ use crate::sys::{process, socket};
 /// Pause before another attempt to start a keeper that would not start.
 const RETRY: Duration = Duration::from_secs(2);
 
+/// How long a keeper may take until it serves, whoever has started it; and the pause between looks.
+const START_PATIENCE: Duration = Duration::from_secs(5);
+const START_PAUSE: Duration = Duration::from_millis(20);
+
 /// Copies of what the keeper has of one container.
 #[derive(Debug)]
 struct Stashed {
@@ -146,7 +150,8 @@ impl Shared {
 
     /// Connects to the living keeper, or starts one.
     pub(crate) async fn connect(&self) -> Result<Arc<Link>> {
-        for _ in 0..3 {
+        let deadline = tokio::time::Instant::now() + START_PATIENCE;
+        loop {
             if let Ok(link) = Link::connect(&self.keeper.socket()) {
                 return Ok(Arc::new(link));
             }
@@ -155,17 +160,15 @@ impl Shared {
                 tokio::task::spawn_blocking(move || link::start_keeper(&program, &config)).await;
             match started {
                 Ok(Ok(())) => {}
-                // Another process may have been faster; then it is there for the next attempt.
-                Ok(Err(e)) => tracing::debug!(error = %e, "keeper not started"),
-                Err(e) => tracing::debug!(error = %e, "keeper not started"),
+                // Somebody else's keeper may be about to listen, or to end.
+                Ok(Err(e)) if tokio::time::Instant::now() < deadline => {
+                    tracing::debug!(error = %e, "keeper not started");
+                    tokio::time::sleep(START_PAUSE).await;
+                }
+                Ok(Err(e)) => return Err(e),
+                Err(e) => return Err(crate::Error::Keeper(format!("worker failed: {e}"))),
             }
         }
-        Link::connect(&self.keeper.socket())
-            .map(Arc::new)
-            .map_err(|e| {
-                let log = self.keeper.log();
-                crate::Error::Keeper(format!("{e}; see {}", log.display()))
-            })
     }
 
     /// Gives a new keeper all that its predecessor had.

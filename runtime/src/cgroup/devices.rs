@@ -215,9 +215,15 @@ mod tests {
         assert!(allows(&code, false, READ | WRITE, 136, 77), "a terminal");
         assert!(allows(&code, true, MKNOD, 8, 0));
         assert!(!allows(&code, true, READ, 8, 0), "a disk");
-        assert!(!allows(&code, true, READ | MKNOD, 8, 0), "not even together");
+        assert!(
+            !allows(&code, true, READ | MKNOD, 8, 0),
+            "not even together"
+        );
         assert!(!allows(&code, false, WRITE, 1, 11), "the kernel log");
-        assert!(!allows(&code, true, READ, 1, 3), "a block device of null's numbers");
+        assert!(
+            !allows(&code, true, READ, 1, 3),
+            "a block device of null's numbers"
+        );
     }
 
     #[test]

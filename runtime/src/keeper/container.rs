@@ -1,20 +1,25 @@
 //! A container in the keeper's memory, and what becomes of its output.
 
 use std::io::Read;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::EpollFlags;
 
+use super::cursor::{self, Unfinished};
 use super::logs::{self, LogFile, Stream};
-use super::{Keeper, Source};
+use super::{Keeper, Source, spool};
 use crate::proto::{Life, Record};
 
 /// An attached client that takes no output for so long is cut off: until then it holds back the container, as with other runtimes.
 const STALL_LIMIT: Duration = Duration::from_secs(30);
 /// How long an agent has to tell a status that only it can know.
 const STATUS_LIMIT: Duration = Duration::from_secs(3);
+
+/// A pipe's default capacity.
+const BUFFER: usize = 64 * 1024;
 
 /// One attached client: pipes to copy output into.
 #[derive(Debug)]
@@ -53,10 +58,12 @@ pub(super) struct Container {
     pub(super) pidfd: Option<OwnedFd>,
     /// Writing end; none with a terminal.
     pub(super) stdin: Option<OwnedFd>,
-    /// Reading ends, or the terminal's master and nothing.
+    /// Reading ends, open both ways so that they can be asked for room; or the terminal's master and nothing.
     pub(super) outputs: [Option<OwnedFd>; 2],
-    /// Unfinished lines.
+    /// Unfinished lines of a terminal. Those of pipes stay in the pipe.
     pub(super) partial: [Vec<u8>; 2],
+    /// How much of what is still in the pipes was copied to attached clients.
+    pub(super) seen: [usize; 2],
     /// Reading end of the pipe that tells whether the program could be run.
     pub(super) error: Option<OwnedFd>,
     pub(super) error_text: Vec<u8>,
@@ -83,6 +90,7 @@ impl Container {
             stdin: None,
             outputs: [None, None],
             partial: [Vec::new(), Vec::new()],
+            seen: [0, 0],
             error: None,
             error_text: Vec::new(),
             log,
@@ -129,28 +137,147 @@ impl Container {
     }
 }
 
+/// Buffers taken from one stream before others have their turn.
+const TURN: usize = 8;
+
 impl Keeper {
     pub(super) fn read_output(&mut self, index: u32, stream: Stream) {
-        self.read_once(index, stream);
+        for _ in 0..TURN {
+            let more = self.read_once(index, stream);
+            let Some(container) = self.containers.get(&index) else {
+                return;
+            };
+            let Some(fd) = container.output(stream).map(AsRawFd::as_raw_fd) else {
+                return;
+            };
+            if container.has_backlog(stream) {
+                return self.unwatch(fd);
+            }
+            if !more {
+                return;
+            }
+        }
+        self.watch_output(index, stream);
+    }
+
+    /// (Again) waits for output. What is in a pipe without being a whole line is no news, so pipes tell only of arrivals.
+    pub(super) fn watch_output(&mut self, index: u32, stream: Stream) {
         let Some(container) = self.containers.get(&index) else {
             return;
         };
-        if container.has_backlog(stream)
-            && let Some(fd) = container.output(stream).map(AsRawFd::as_raw_fd)
-        {
-            self.unwatch(fd);
+        let mut flags = EpollFlags::EPOLLIN;
+        flags.set(EpollFlags::EPOLLET, !container.record.terminal);
+        if let Some(fd) = container.output(stream).map(AsRawFd::as_raw_fd) {
+            let _ = self.watch(fd, Source::Output(index, stream), flags);
         }
     }
 
-    /// Takes one buffer's worth from a stream to the log and the attached clients. False at its end or when nothing is there.
+    /// Takes one buffer's worth from a stream to the log and the attached clients. False if that was all for now.
     fn read_once(&mut self, index: u32, stream: Stream) -> bool {
+        match self.containers.get(&index) {
+            Some(container) if container.record.terminal => self.read_terminal(index, stream),
+            Some(_) => self.read_pipe(index, stream),
+            None => false,
+        }
+    }
+
+    fn read_pipe(&mut self, index: u32, stream: Stream) -> bool {
+        let slot = stream as usize;
+        let Some(container) = self.containers.get_mut(&index) else {
+            return false;
+        };
+        let Some(pipe) = &container.outputs[slot] else {
+            return false;
+        };
+        let n = match self.spool.peek(pipe.as_fd(), &mut self.buffer[..BUFFER]) {
+            Ok(n) => n,
+            Err(e) => {
+                super::report(&format!("output of container {}: {e}", container.record.id));
+                return false;
+            }
+        };
+        let seen = container.seen[slot];
+        let data = &self.buffer[..n];
+        let (whole, mut all) = logs::loggable(data);
+        if all == 0 && n > 0 && spool::is_full(pipe.as_fd()) {
+            // Many small pieces without a line's end: the container waits for room.
+            all = n;
+        }
+        if all == 0 && n <= seen {
+            return false;
+        }
+        let now = logs::timestamp();
+        self.lines.clear();
+        let mut nothing = Vec::new();
+        logs::format_lines(stream, &now, &mut nothing, &data[..whole], &mut self.lines);
+        logs::format_piece(stream, &now, &data[whole..all], &mut self.lines);
+        container.seen[slot] = n - all;
+        self.log_and_take(index, stream, all);
+        self.copy_to_subscribers(index, stream, seen.min(n)..n);
+        all > 0
+    }
+
+    /// Logs `self.lines`, which are the first `all` bytes of the buffer and the pipe, and then takes those out of the pipe.
+    fn log_and_take(&mut self, index: u32, stream: Stream, all: usize) {
+        let Some(container) = self.containers.get_mut(&index) else {
+            return;
+        };
+        let Some(pipe) = &container.outputs[stream as usize] else {
+            return;
+        };
+        let cursor = self.cursors.of(container.life.cursor, stream);
+        if let Some(log) = &mut container.log {
+            log.append(&self.lines, cursor);
+        }
+        if let Some(cursor) = cursor {
+            cursor.written(&self.buffer[..all]);
+        }
+        spool::take(pipe.as_fd(), self.dev_null.as_fd(), all);
+        if let Some(cursor) = cursor {
+            cursor.done();
+        }
+        // Give back what an unusual burst of lines took.
+        self.lines.shrink_to(BUFFER * 2);
+    }
+
+    /// Finishes what a killed keeper was about.
+    pub(super) fn recover_log(&mut self, index: u32) {
+        for stream in Stream::BOTH {
+            let Some(container) = self.containers.get_mut(&index) else {
+                return;
+            };
+            let cursor = self.cursors.of(container.life.cursor, stream);
+            let (Some(cursor), Some(pipe)) = (cursor, &container.outputs[stream as usize]) else {
+                continue;
+            };
+            match cursor.unfinished() {
+                Unfinished::Nothing => {}
+                Unfinished::Cut { size } => {
+                    if let Some(log) = &mut container.log {
+                        log.cut(size);
+                    }
+                }
+                Unfinished::Take { length, head } => {
+                    let n = self.spool.peek(pipe.as_fd(), &mut self.buffer[..BUFFER]);
+                    let there = n
+                        .is_ok_and(|n| n >= length && cursor::head(&self.buffer[..length]) == head);
+                    if there {
+                        spool::take(pipe.as_fd(), self.dev_null.as_fd(), length);
+                    }
+                }
+            }
+            cursor.done();
+        }
+    }
+
+    fn read_terminal(&mut self, index: u32, stream: Stream) -> bool {
         let Some(container) = self.containers.get_mut(&index) else {
             return false;
         };
         let Some(fd) = container.output(stream) else {
             return false;
         };
-        let n = match nix::unistd::read(fd.as_raw_fd(), &mut self.buffer[..64 * 1024]) {
+        let n = match nix::unistd::read(fd.as_raw_fd(), &mut self.buffer[..BUFFER]) {
             Ok(n) => n,
             Err(nix::Error::EAGAIN) => return false,
             Err(nix::Error::EINTR) => return true,
@@ -167,15 +294,14 @@ impl Keeper {
             logs::format_lines(stream, &now, partial, data, &mut self.lines);
         }
         if let Some(log) = &mut container.log {
-            log.append(&self.lines);
+            log.append(&self.lines, None);
         }
-        // Give back what an unusual burst of lines took.
-        self.lines.shrink_to(128 * 1024);
+        self.lines.shrink_to(BUFFER * 2);
         if n == 0 {
             self.end_output(index, stream);
             return false;
         }
-        self.copy_to_subscribers(index, stream, n);
+        self.copy_to_subscribers(index, stream, 0..n);
         true
     }
 
@@ -195,12 +321,13 @@ impl Keeper {
         }
     }
 
-    fn copy_to_subscribers(&mut self, index: u32, stream: Stream, n: usize) {
+    fn copy_to_subscribers(&mut self, index: u32, stream: Stream, range: Range<usize>) {
         let Some(container) = self.containers.get_mut(&index) else {
             return;
         };
         let slot = stream as usize;
-        let data = &self.buffer[..n];
+        let n = range.len();
+        let data = &self.buffer[range];
         let (mut slow, mut gone) = (Vec::new(), Vec::new());
         for subscriber in &mut container.subscribers {
             let Some(fd) = &subscriber.fds[slot] else {
@@ -305,7 +432,7 @@ impl Keeper {
                 && let Some(fd) = container.output(stream).map(AsRawFd::as_raw_fd)
                 && !self.sources.contains_key(&fd)
             {
-                let _ = self.watch(fd, Source::Output(index, stream), EpollFlags::EPOLLIN);
+                self.watch_output(index, stream);
             }
         }
     }
@@ -335,18 +462,13 @@ impl Keeper {
 
     /// The container has ended: its clients see the end of its output, and nothing more is read (what it left running will be killed).
     pub(super) fn end_subscribers(&mut self, index: u32) {
-        let now = logs::timestamp();
+        for stream in Stream::BOTH {
+            self.log_rest(index, stream);
+        }
         let Some(container) = self.containers.get_mut(&index) else {
             return;
         };
-        self.lines.clear();
-        for stream in Stream::BOTH {
-            let partial = &mut container.partial[stream as usize];
-            logs::format_rest(stream, &now, partial, &mut self.lines);
-        }
-        if let Some(mut log) = container.log.take() {
-            log.append(&self.lines);
-        }
+        container.log = None;
         let mut gone: Vec<OwnedFd> = container
             .outputs
             .iter_mut()
@@ -365,6 +487,39 @@ impl Keeper {
             .retain(|s| s.fds.iter().any(Option::is_some));
         for fd in gone {
             self.unwatch(fd.as_raw_fd());
+        }
+    }
+
+    /// The last line, which has no end.
+    fn log_rest(&mut self, index: u32, stream: Stream) {
+        let now = logs::timestamp();
+        let Some(container) = self.containers.get_mut(&index) else {
+            return;
+        };
+        self.lines.clear();
+        let partial = &mut container.partial[stream as usize];
+        if !partial.is_empty() {
+            logs::format_rest(stream, &now, partial, &mut self.lines);
+            if let Some(log) = &mut container.log {
+                log.append(&self.lines, None);
+            }
+        }
+        let rest = match (
+            &container.outputs[stream as usize],
+            container.record.terminal,
+        ) {
+            (Some(pipe), false) => self.spool.peek(pipe.as_fd(), &mut self.buffer[..BUFFER]),
+            _ => Ok(0),
+        };
+        if let Ok(n @ 1..) = rest {
+            self.lines.clear();
+            logs::format_rest(
+                stream,
+                &now,
+                &mut self.buffer[..n].to_vec(),
+                &mut self.lines,
+            );
+            self.log_and_take(index, stream, n);
         }
     }
 

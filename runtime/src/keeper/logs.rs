@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
+use super::cursor::Cursor;
+
 use crate::spec::LogLimits;
 
 /// Longer lines are cut into pieces of this size, all but the last tagged `P`: containerd's `max_container_log_line_size`.
@@ -64,6 +66,23 @@ pub(super) fn format_lines(
             *partial = Vec::new();
         }
     }
+}
+
+/// A piece of a line that has no end yet, but cannot wait for it.
+pub(super) fn format_piece(stream: Stream, now: &str, data: &[u8], out: &mut Vec<u8>) {
+    for piece in data.chunks(MAX_LINE) {
+        push_line(stream, now, b'P', piece, out);
+    }
+}
+
+/// How much of `data` can be logged: whole lines, and of an unfinished one what fills whole pieces.
+pub(super) fn loggable(data: &[u8]) -> (usize, usize) {
+    let whole = data
+        .iter()
+        .rposition(|b| *b == b'\n')
+        .map_or(0, |at| at + 1);
+    let pieces = (data.len() - whole) / MAX_LINE * MAX_LINE;
+    (whole, whole + pieces)
 }
 
 /// The stream has ended in the middle of a line.
@@ -137,7 +156,8 @@ impl LogFile {
     }
 
     /// Appends whole lines, rotating before if they would not fit. Never fails the container: what cannot be written is dropped.
-    pub(super) fn append(&mut self, lines: &[u8]) {
+    /// `cursor` tells a later keeper how far this one came; the caller says when all is done.
+    pub(super) fn append(&mut self, lines: &[u8], cursor: Option<&Cursor>) {
         if lines.is_empty() {
             return;
         }
@@ -146,6 +166,9 @@ impl LogFile {
             && let Err(e) = self.rotate()
         {
             self.complain(&e);
+        }
+        if let Some(cursor) = cursor {
+            cursor.writing(self.size);
         }
         let written = match &mut self.file {
             Some(file) => file.write_all(lines),
@@ -169,15 +192,21 @@ impl LogFile {
         }
     }
 
+    /// Takes back what a killed keeper may have written in part.
+    pub(super) fn cut(&mut self, size: u64) {
+        if let Some(file) = &self.file
+            && size < self.size
+            && file.set_len(size).is_ok()
+        {
+            self.size = size;
+        }
+    }
+
     /// Moves the file aside and starts a new one.
     pub(super) fn rotate(&mut self) -> io::Result<()> {
-        let stamp = Timestamp::now().strftime("%Y%m%d-%H%M%S").to_string();
-        let mut target = suffixed(&self.path, &stamp);
-        let mut again = 0;
-        while target.exists() {
-            again += 1;
-            target = suffixed(&self.path, &format!("{stamp}-{again:03}"));
-        }
+        // To the nanosecond: in order also when a burst rotates several times in a second.
+        let stamp = Timestamp::now().strftime("%Y%m%d-%H%M%S.%9f").to_string();
+        let target = suffixed(&self.path, &stamp);
         match fs::rename(&self.path, &target) {
             // Somebody else has moved it already: then we only open it anew.
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -259,6 +288,15 @@ mod tests {
     }
 
     #[test]
+    fn unfinished_lines_wait_unless_they_are_long() {
+        assert_eq!(loggable(b"one\ntwo\nthr"), (8, 8));
+        assert_eq!(loggable(b"one"), (0, 0));
+        let mut long = b"one\n".to_vec();
+        long.extend(vec![b'x'; MAX_LINE * 2 + 1]);
+        assert_eq!(loggable(&long), (4, 4 + MAX_LINE * 2));
+    }
+
+    #[test]
     fn a_line_of_exactly_the_limit_is_full() {
         let mut input = vec![b'x'; MAX_LINE];
         input.push(b'\n');
@@ -281,7 +319,7 @@ mod tests {
         };
         let mut log = LogFile::open(dir.join("0.log"), limits);
         for n in 0..20 {
-            log.append(format!("line {n:02} {}\n", "x".repeat(40)).as_bytes());
+            log.append(format!("line {n:02} {}\n", "x".repeat(40)).as_bytes(), None);
         }
         let mut names: Vec<String> = fs::read_dir(&dir)
             .unwrap()

@@ -15,10 +15,12 @@
 
 mod children;
 mod container;
+mod cursor;
 mod detail;
 mod journal;
 mod logs;
 mod requests;
+mod spool;
 mod upgrade;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -167,6 +169,8 @@ pub(super) struct Keeper {
     nofile: libc::rlimit,
     cgroups: Cgroups,
     journal: Journal,
+    cursors: cursor::Cursors,
+    spool: spool::Spool,
     sources: HashMap<RawFd, Source>,
     clients: BTreeMap<u64, Client>,
     containers: BTreeMap<u32, Container>,
@@ -251,8 +255,8 @@ impl Keeper {
         }
         let (mut keeper, exits) = Self::assemble(config, lock, listener, nofile)?;
         keeper.load(exits)?;
-        // The starter waits for this line on our standard output.
-        println!("ready");
+        // The starter waits for this line on our standard output. If it has died meanwhile, the next one will find us.
+        let _ = io::Write::write_all(&mut io::stdout(), b"ready\n");
         // SAFETY: both descriptors are open; our standard output is a pipe that nobody reads any more.
         unsafe { libc::dup2(keeper.dev_null.as_raw_fd(), 1) };
         Ok(keeper)
@@ -284,6 +288,7 @@ impl Keeper {
             .into();
         let (journal, exits) = Journal::open(config.state_dir.join("exits"))?;
         let cgroups = Cgroups::detect().map_err(io::Error::other)?;
+        let cursors = cursor::Cursors::open(&config.run_dir.join("cursors"))?;
         let mut keeper = Keeper {
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
             config,
@@ -294,6 +299,8 @@ impl Keeper {
             nofile,
             cgroups,
             journal,
+            cursors,
+            spool: spool::Spool::new()?,
             sources: HashMap::new(),
             clients: BTreeMap::new(),
             containers: BTreeMap::new(),
@@ -361,19 +368,8 @@ impl Keeper {
             self.watch(fd, Source::Pidfd(index), flags)?;
         }
         self.containers.insert(index, container);
-        self.watch_outputs(index)
-    }
-
-    fn watch_outputs(&mut self, index: u32) -> io::Result<()> {
-        let Some(container) = self.containers.get(&index) else {
-            return Ok(());
-        };
-        let fds: Vec<(RawFd, Stream)> = Stream::BOTH
-            .into_iter()
-            .filter_map(|s| Some((container.output(s)?.as_raw_fd(), s)))
-            .collect();
-        for (fd, stream) in fds {
-            self.watch(fd, Source::Output(index, stream), EpollFlags::EPOLLIN)?;
+        for stream in Stream::BOTH {
+            self.watch_output(index, stream);
         }
         Ok(())
     }

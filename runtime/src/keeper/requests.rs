@@ -1,5 +1,6 @@
 //! What clients ask of the keeper, and how forked children answer.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -125,9 +126,17 @@ impl Keeper {
                 container.pidfd = pidfd;
                 self.adopted_ended(index);
             }
-            let _ = self.watch_outputs(index);
+            self.take_outputs(index);
         }
         self.reply(client, seq, Ok(Reply::Done));
+    }
+
+    /// Goes on with the output of an adopted container.
+    fn take_outputs(&mut self, index: u32) {
+        self.recover_log(index);
+        for stream in Stream::BOTH {
+            self.watch_output(index, stream);
+        }
     }
 
     /// What nobody has handed over is looked for in the processes themselves.
@@ -143,13 +152,13 @@ impl Keeper {
             if let Some(container) = self.containers.get_mut(&index) {
                 let pid = container.life.pid;
                 for slot in 0..2 {
-                    container.outputs[slot] = reopen_pipe(pid, slot + 1, true);
+                    container.outputs[slot] = reopen_pipe(pid, slot + 1);
                 }
                 if container.record.stdin && container.stdin.is_none() {
-                    container.stdin = reopen_pipe(pid, 0, false);
+                    container.stdin = reopen_pipe(pid, 0);
                 }
             }
-            let _ = self.watch_outputs(index);
+            self.take_outputs(index);
         }
         // Who is gone and was not told about will not be told about.
         let gone: Vec<u32> = self
@@ -390,7 +399,13 @@ impl Keeper {
             ticks: sys_process::start_ticks(pid).unwrap_or(0),
             started_at: 0,
             exit: None,
+            cursor: self.free_cursor(),
         };
+        for stream in Stream::BOTH {
+            if let Some(cursor) = self.cursors.of(container.life.cursor, stream) {
+                cursor.done();
+            }
+        }
         // Not reaped by us yet, so the number is its own.
         container.pidfd = sys_process::pidfd_open(pid).ok();
         if let Some(master) = terminal {
@@ -418,6 +433,12 @@ impl Keeper {
         }
         self.reply(client, seq, Ok(Reply::Done));
         self.broadcast(Event::Created { id });
+    }
+
+    /// The lowest number that no container has.
+    fn free_cursor(&self) -> u32 {
+        let used: BTreeSet<u32> = self.containers.values().map(|c| c.life.cursor).collect();
+        (1..).find(|n| !used.contains(n)).unwrap_or(0)
     }
 
     fn start_container(&mut self, client: u64, seq: u64, id: &str) {
@@ -608,8 +629,8 @@ fn describe(container: &Container) -> Reply {
     }
 }
 
-/// Another end of a pipe that a process has open.
-fn reopen_pipe(pid: i32, fd: usize, read: bool) -> Option<OwnedFd> {
+/// A pipe that a process has open, open both ways.
+fn reopen_pipe(pid: i32, fd: usize) -> Option<OwnedFd> {
     let path = format!("/proc/{pid}/fd/{fd}");
     if !fs::read_link(&path)
         .ok()?
@@ -619,7 +640,8 @@ fn reopen_pipe(pid: i32, fd: usize, read: bool) -> Option<OwnedFd> {
         return None;
     }
     let mut options = fs::OpenOptions::new();
-    std::os::unix::fs::OpenOptionsExt::custom_flags(options.read(read).write(!read), libc::O_NONBLOCK);
+    options.read(true).write(true);
+    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK);
     options.open(path).ok().map(OwnedFd::from)
 }
 
@@ -652,9 +674,8 @@ impl Streams {
         }
         if !record.terminal {
             for slot in 0..2 {
-                let (ours, theirs) = fd::pipe()?;
-                fd::set_nonblocking(ours.as_fd(), true)?;
-                streams.outputs[slot] = Some(ours);
+                let (end, theirs) = fd::pipe()?;
+                streams.outputs[slot] = Some(fd::both_ways(&end)?);
                 // If keeper and agent die together, the container waits for the next keeper instead of dying of SIGPIPE.
                 streams.theirs[slot + 1] = Some(fd::both_ways(&theirs)?);
             }

@@ -41,6 +41,8 @@ struct Passed {
     stdin: Option<RawFd>,
     outputs: [Option<RawFd>; 2],
     partial: [Vec<u8>; 2],
+    #[serde(default)]
+    seen: [usize; 2],
     error: Option<RawFd>,
     subscribers: Vec<(u64, [Option<RawFd>; 2])>,
 }
@@ -91,6 +93,7 @@ impl Keeper {
                 stdin: raw(&c.stdin),
                 outputs: [raw(&c.outputs[0]), raw(&c.outputs[1])],
                 partial: c.partial.clone(),
+                seen: c.seen,
                 error: raw(&c.error),
                 subscribers: c
                     .subscribers
@@ -205,6 +208,7 @@ pub(super) fn resume(number: &str) -> io::Result<Keeper> {
         container.stdin = passed.stdin.map(take);
         container.outputs = passed.outputs.map(|fd| fd.map(take));
         container.partial = passed.partial;
+        container.seen = passed.seen;
         container.error = passed.error.map(take);
         for (id, fds) in passed.subscribers {
             let fds = fds.map(|fd| fd.map(take));

@@ -34,7 +34,10 @@ pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 /// SIGPIPE, while no other process has the other end.
 pub(crate) fn both_ways(end: &OwnedFd) -> io::Result<OwnedFd> {
     let path = format!("/proc/self/fd/{}", end.as_raw_fd());
-    let file = std::fs::OpenOptions::new().read(true).write(true).open(path)?;
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)?;
     Ok(file.into())
 }
 

@@ -100,6 +100,40 @@ pub async fn logs_go_on_after_the_keeper_died(b: Boxed<Box>) {
     assert_eq!(b.log("c"), wanted);
 }
 
+pub async fn however_often_the_keeper_dies_each_line_is_logged_once(b: Boxed<Box>) {
+    let mut spec = b.shell(
+        "c",
+        "seq 1 400000; printf 'no newline'; sleep 0.2; echo ' yet'; seq 400002 450000 >&2",
+    );
+    spec.log_limits.max_size = 1 << 30;
+    b.start(&spec).await;
+    let mut size = 0;
+    for _ in 0..12 {
+        // At whatever it is doing, but not before it has done something.
+        until("the log grows", || {
+            let now = std::fs::metadata(b.log_path("c")).map_or(0, |m| m.len());
+            let grown = now > size + 10_000 || matches!(now, n if n == size && size > 14_000_000);
+            if grown {
+                size = now;
+            }
+            grown
+        })
+        .await;
+        lose_keeper(&b).await;
+    }
+    assert_eq!(b.wait("c").await.code, 0);
+    let text = b.log("c");
+    let mut lines = text.lines();
+    for n in 1..=400_000 {
+        assert_eq!(lines.next(), Some(n.to_string().as_str()));
+    }
+    assert_eq!(lines.next(), Some("no newline yet"));
+    for n in 400_002..=450_000 {
+        assert_eq!(lines.next(), Some(n.to_string().as_str()));
+    }
+    assert_eq!(lines.next(), None);
+}
+
 pub async fn a_running_command_survives_the_keeper(b: Boxed<Box>) {
     b.start(&b.shell("c", "exec sleep 1000")).await;
     let spec = ExecSpec {
@@ -190,12 +224,22 @@ pub async fn containers_survive_the_agent(b: Boxed<Box>) {
 }
 
 pub async fn containers_survive_keeper_and_agent_together(b: Boxed<Box>) {
-    let layers: Vec<String> = b.shell("", "").layers.iter().map(|l| l.display().to_string()).collect();
+    let layers: Vec<String> = b
+        .shell("", "")
+        .layers
+        .iter()
+        .map(|l| l.display().to_string())
+        .collect();
     let log = |b: &Box| b.log("c");
     let dir = b.dir.clone();
     // Nothing of it is held by this process.
     let shm = b.sandbox.shm_path.clone();
-    let Box { runtime, config, sandbox, .. } = *b;
+    let Box {
+        runtime,
+        config,
+        sandbox,
+        ..
+    } = *b;
     runtime.stop_keeper().await.unwrap();
     let mut agent = Command::new("/proc/self/exe")
         .arg("agent")
@@ -205,12 +249,16 @@ pub async fn containers_survive_keeper_and_agent_together(b: Boxed<Box>) {
         .spawn()
         .unwrap();
     let mut line = String::new();
-    BufReader::new(agent.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    BufReader::new(agent.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
     let keeper = std::fs::read_dir("/proc").unwrap().flatten().find_map(|e| {
         let pid: i32 = e.file_name().to_str()?.parse().ok()?;
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         let parent: u32 = stat.rsplit(") ").next()?.split(' ').nth(1)?.parse().ok()?;
-        let keeper = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?.contains("\0keeper\0");
+        let keeper = std::fs::read_to_string(format!("/proc/{pid}/cmdline"))
+            .ok()?
+            .contains("\0keeper\0");
         (parent == agent.id() && keeper).then_some(pid)
     });
     let keeper = keeper.unwrap();
@@ -219,7 +267,12 @@ pub async fn containers_survive_keeper_and_agent_together(b: Boxed<Box>) {
     agent.wait().unwrap();
     wait_gone(keeper).await;
     let again = Runtime::open(config.clone()).await.unwrap();
-    let b = Box { dir, config, runtime: again, sandbox };
+    let b = Box {
+        dir,
+        config,
+        runtime: again,
+        sandbox,
+    };
     running(&b.runtime, "c").await;
     let count = log(&b).lines().count();
     until("its log goes on", || log(&b).lines().count() > count + 5).await;
@@ -234,7 +287,10 @@ pub async fn a_create_that_dies_half_way_leaves_nothing(b: Boxed<Box>) {
     let keeper = b.runtime.keeper_pid();
     let children = || -> Vec<i32> {
         let text = std::fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children"));
-        text.unwrap_or_default().split_whitespace().map(|p| p.parse().unwrap()).collect()
+        text.unwrap_or_default()
+            .split_whitespace()
+            .map(|p| p.parse().unwrap())
+            .collect()
     };
     let mut failed = 0;
     for n in 0..30u32 {
@@ -368,6 +424,13 @@ pub async fn the_keeper_is_small(b: Boxed<Box>) {
             .sum()
     };
     let keeper = b.runtime.keeper_pid();
+    // Pages that a forked child still shares do not count as private.
+    let alone = || {
+        std::fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children"))
+            .unwrap()
+            .is_empty()
+    };
+    until("the sandbox's child has gone", alone).await;
     let empty = private(keeper);
     for n in 0..20 {
         b.start(&b.shell(&format!("c{n}"), "echo hello; exec sleep 1000"))

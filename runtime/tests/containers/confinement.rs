@@ -198,7 +198,10 @@ pub async fn given_devices_work_as_given(b: Boxed<Box>) {
         return;
     }
     let given = |id: &str, permissions: &str| {
-        let mut spec = b.shell(id, "ls -l /dev/given | cut -c1; echo x > /dev/given && echo written");
+        let mut spec = b.shell(
+            id,
+            "ls -l /dev/given | cut -c1; echo x > /dev/given && echo written",
+        );
         spec.devices = vec![Device {
             host_path: "/dev/kmsg".into(),
             container_path: "/dev/given".into(),

@@ -74,10 +74,7 @@ pub async fn a_line_without_end_is_logged(b: Boxed<Box>) {
     let lengths: Vec<usize> = long.lines().map(str::len).collect();
     assert_eq!(lengths, [16384, 16384, 7232]);
     let text = std::fs::read_to_string(b.log_path("d")).unwrap();
-    let tags: Vec<&str> = text
-        .lines()
-        .map(|l| l.split(' ').nth(2).unwrap())
-        .collect();
+    let tags: Vec<&str> = text.lines().map(|l| l.split(' ').nth(2).unwrap()).collect();
     assert_eq!(tags, ["P", "P", "F"]);
 }
 

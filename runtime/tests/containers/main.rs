@@ -84,6 +84,7 @@ const TESTS: &[Test] = tests![
     adoption::containers_and_exit_codes_survive_the_keeper,
     adoption::an_exit_while_there_is_no_keeper_is_not_lost,
     adoption::logs_go_on_after_the_keeper_died,
+    adoption::however_often_the_keeper_dies_each_line_is_logged_once,
     adoption::a_running_command_survives_the_keeper,
     adoption::a_forgotten_command_does_not_hold_up_its_container,
     adoption::containers_survive_the_agent,

@@ -200,6 +200,7 @@ impl Agent {
             config,
         };
         tasks.spawn(keeper.run());
+        tasks.spawn(crate::peers::run(deps.clone(), client.clone()));
         tasks.spawn(crate::storage::run(deps.clone(), pods.clone()));
         tasks.spawn(crate::gc::run(deps.clone(), pods.clone(), pressures, dirty));
         tracing::info!(node = %deps.config.node_name, %address, "agent started");
@@ -371,6 +372,7 @@ async fn open_network(config: &AgentConfig, cidrs: &[String]) -> Result<Network>
     net.pod_cidrs = pods;
     net.cluster_cidrs = cluster;
     net.service_cidrs = services;
+    net.overlay = config.overlay;
     net.local_ips = config.cluster_dns.clone();
     // The network namespace is that of the calling thread: all threads of this process share one.
     tokio::task::spawn_blocking(move || Network::open(net))

@@ -68,6 +68,8 @@ pub struct AgentConfig {
     pub cluster_cidr: String,
     /// The service range (ClusterIPs).
     pub service_cidr: String,
+    /// How packets to pods of other nodes travel.
+    pub overlay: amphipod_netplug::Overlay,
     /// Inclusive range of node ports.
     pub node_port_range: (u16, u16),
     /// Pod range used until the server assigns `node.spec.podCIDR` (kept durably afterwards). `None`: wait for the server.
@@ -121,6 +123,7 @@ impl AgentConfig {
             cluster_domain: "cluster.local".into(),
             cluster_cidr: "10.42.0.0/16".into(),
             service_cidr: "10.43.0.0/16".into(),
+            overlay: Default::default(),
             node_port_range: (30000, 32767),
             fallback_pod_cidr: None,
             host_resolv_conf: "/etc/resolv.conf".into(),

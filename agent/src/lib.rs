@@ -22,6 +22,7 @@ mod handle;
 mod join;
 mod node;
 mod node_api;
+mod peers;
 pub mod pod;
 mod pods;
 mod probe;
@@ -36,6 +37,7 @@ mod tunnel;
 mod volumes;
 
 pub use agent::Agent;
+pub use amphipod_netplug::Overlay;
 pub use amphipod_runtime::run_hidden_command;
 pub use config::{AgentConfig, EvictionThresholds, ServerCredentials};
 pub use handle::{AgentHandle, ContainerKind, ContainerView, PodView};

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# Runs Kubernetes' own conformance suite (v1.20) against a box, and keeps docs/CONFORMANCE.md.
+# Runs Kubernetes' own conformance suite (v1.20) against a fleet of boxes, and keeps docs/CONFORMANCE.md.
 #
-#   tests/conformance/run.sh [--focus REGEX] [--skip REGEX] [--list FILE] [--parallel N] [--keep] [-- SERVER ARGUMENT...]
+#   tests/conformance/run.sh [--boxes N] [--focus REGEX] [--skip REGEX] [--list FILE] [--parallel N] [--keep] [-- SERVER ARGUMENT...]
 #
+# --boxes N        the size of the fleet [1]: the first box is all-in-one, the others join it
 # --focus, --skip  only the tests whose names match, do not match
 # --list FILE      the tests, one name a line [all of the kit's valid.txt that need no kind we lack: needs.txt]
 # --parallel N     so many at once [1]; those that must be alone run after the others
-# --keep           when done, leave the box running until Enter is pressed
+# --keep           when done, leave the boxes running until Enter is pressed
 #
 # The kit (its README says how it is built: build.sh, once) is in $KIT [../shared/conformance beside the project], what it
-# built in $WORK [~/.cache/k8s-conformance]. $OUT [$WORK/amphipod] gets the suite's logs, the box's log (box.log) and copies of
+# built in $WORK [~/.cache/k8s-conformance]. $OUT [$WORK/amphipod] gets the suite's logs, the boxes' logs (box1.log) and copies of
 # the programs under test, so that building them anew meanwhile does no harm. AMPHIPOD_BINARY tests another program.
 #
 # Results are merged into results.txt, a line a test, and from there written into docs/CONFORMANCE.md with the causes in
@@ -22,9 +23,10 @@ KIT=${KIT:-$project/../shared/conformance}
 OUT=${OUT:-$WORK/amphipod}
 die() { echo "$*" >&2; exit 2; }
 
-focus=. skip='^$' list='' parallel=1 keep='' server=()
+focus=. skip='^$' list='' boxes=1 parallel=1 keep='' server=()
 while [ $# -gt 0 ]; do
     case $1 in
+    --boxes) boxes=$2; shift 2 ;;
     --focus) focus=$2; shift 2 ;;
     --skip) skip=$2; shift 2 ;;
     --list) list=$2; shift 2 ;;
@@ -50,21 +52,21 @@ for name in amphipod amphipod-box amphipod-fleet; do
     install -m 755 "$program" "$OUT/bin/$name"
 done
 
-# The box lives until the coprocess's standard input ends: also when this script is killed.
-coproc fleet { exec "$OUT/bin/amphipod-fleet" --registry "$WORK/registry/data" "${server[@]}" 2>"$OUT/fleet.log"; }
-enter='' disk=''
+# The boxes live until the coprocess's standard input ends: also when this script is killed.
+coproc fleet { exec "$OUT/bin/amphipod-fleet" --boxes "$boxes" --registry "$WORK/registry/data" "${server[@]}" 2>"$OUT/fleet.log"; }
+enter='' disks=()
 while read -r key value; do
-    case $key in enter) enter=$value ;; disk) disk=$value; break ;; esac
+    case $key in disk) disks+=("$value") ;; enter) enter=$value; break ;; esac
 done <&"${fleet[0]}"
-[ -n "$disk" ] || { cat "$OUT/fleet.log" >&2; die "the box did not become ready"; }
-echo "inside the box: $enter"
+[ -n "$enter" ] || { cat "$OUT/fleet.log" >&2; die "the boxes did not become ready"; }
+echo "inside the first box: $enter"
 
 status=0
-# HOME: the old kubectl caches discovery by address, and every box has the same. The registry is the box's own.
+# HOME: the old kubectl caches discovery by address, and every box has the same. Each box has a registry of its own.
 $enter env HOME=/run START_REGISTRY=no "$KIT/run.sh" --kubeconfig /etc/amphipod/kubeconfig --list "$list" --focus "$focus" \
     --skip "$skip" --parallel "$parallel" --out "$OUT/suite" || status=$?
-[ -z "$keep" ] || read -rp "Enter ends the box "
-cp "$disk/amphipod.log" "$OUT/box.log"
+[ -z "$keep" ] || read -rp "Enter ends the boxes "
+for i in "${!disks[@]}"; do cp "${disks[i]}/amphipod.log" "$OUT/box$((i + 1)).log"; done
 exec {fleet[1]}>&-
 wait "$fleet_PID" 2>/dev/null || true
 

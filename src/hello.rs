@@ -14,8 +14,12 @@ use tokio::net::{TcpListener, TcpStream};
 /// Serves `/` (a page that names this host, so that load balancing can be seen) and `/healthz`, until SIGTERM or SIGINT.
 pub async fn serve(port: u16, message: String) -> Result<()> {
     let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
-    let listener = TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))?;
-    let host = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("listening on {address}"))?;
+    let host = nix::unistd::gethostname()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
     println!("serving on {address}");
     let stop = crate::run::stop_signal()?;
     tokio::pin!(stop);
@@ -64,18 +68,36 @@ fn answer(request: &Request<Incoming>, page: &str) -> Response<Full<Bytes>> {
 /// # Errors
 /// Anything but an answer of 200, saying which step failed.
 pub async fn get(url: &str) -> Result<String> {
-    let uri: hyper::Uri = url.parse().with_context(|| format!("reading the URL {url:?}"))?;
-    ensure!(uri.scheme_str() == Some("http"), "the URL must begin with http://, not be {url:?}");
+    let uri: hyper::Uri = url
+        .parse()
+        .with_context(|| format!("reading the URL {url:?}"))?;
+    ensure!(
+        uri.scheme_str() == Some("http"),
+        "the URL must begin with http://, not be {url:?}"
+    );
     let host = uri.host().context("the URL names no host")?;
     let address = (host, uri.port_u16().unwrap_or(80));
-    let stream = TcpStream::connect(address).await.with_context(|| format!("connecting to {host}:{}", address.1))?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let stream = TcpStream::connect(address)
+        .await
+        .with_context(|| format!("connecting to {host}:{}", address.1))?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let path = uri.path_and_query().map_or("/", |path| path.as_str());
-    let request = Request::get(path).header("host", host).body(Full::<Bytes>::default())?;
-    let response = sender.send_request(request).await.with_context(|| format!("asking {host}"))?;
+    let request = Request::get(path)
+        .header("host", host)
+        .body(Full::<Bytes>::default())?;
+    let response = sender
+        .send_request(request)
+        .await
+        .with_context(|| format!("asking {host}"))?;
     let status = response.status();
-    let body = response.into_body().collect().await.context("reading the answer")?.to_bytes();
+    let body = response
+        .into_body()
+        .collect()
+        .await
+        .context("reading the answer")?
+        .to_bytes();
     let body = String::from_utf8_lossy(&body).into_owned();
     ensure!(status == StatusCode::OK, "{url} answered {status}: {body}");
     Ok(body)

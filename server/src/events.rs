@@ -51,7 +51,13 @@ impl Reference {
 
     /// An object of the cache, whose kind its table does not know.
     pub fn to(api_version: &str, kind: &str, object: &Object) -> Reference {
-        Reference::new(api_version, kind, &object.meta.namespace, &object.meta.name, &object.meta.uid)
+        Reference::new(
+            api_version,
+            kind,
+            &object.meta.namespace,
+            &object.meta.name,
+            &object.meta.uid,
+        )
     }
 }
 
@@ -72,12 +78,18 @@ pub struct Recorder {
 
 impl Recorder {
     /// Starts the task that writes; it ends with the last clone of the recorder.
-    pub fn start(registry: Arc<Registry>, user: Arc<UserInfo>, component: &'static str) -> Recorder {
+    pub fn start(
+        registry: Arc<Registry>,
+        user: Arc<UserInfo>,
+        component: &'static str,
+    ) -> Recorder {
         let (sender, mut receiver) = mpsc::channel(QUEUE);
         tokio::spawn(async move {
             let mut memory = Memory::default();
             while let Some((told, when)) = receiver.recv().await {
-                if let Err(error) = write(&registry, &user, component, &mut memory, told, when).await {
+                if let Err(error) =
+                    write(&registry, &user, component, &mut memory, told, when).await
+                {
                     tracing::debug!(%error, component, "an event was not written");
                 }
             }
@@ -86,10 +98,24 @@ impl Recorder {
     }
 
     /// Tells something.
-    pub fn tell(&self, about: Reference, kind: Kind, reason: &'static str, message: impl Into<String>) {
-        let told = Told { about, kind, reason, message: message.into() };
+    pub fn tell(
+        &self,
+        about: Reference,
+        kind: Kind,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) {
+        let told = Told {
+            about,
+            kind,
+            reason,
+            message: message.into(),
+        };
         if self.sender.try_send((told, Timestamp::now())).is_err() {
-            tracing::warn!(reason, "events come faster than they can be written; one was dropped");
+            tracing::warn!(
+                reason,
+                "events come faster than they can be written; one was dropped"
+            );
         }
     }
 }
@@ -123,7 +149,11 @@ async fn write(
     when: Timestamp,
 ) -> Result<(), amphipod_api::Status> {
     // Events about cluster-scoped objects live in the namespace `default`.
-    let namespace = if told.about.namespace.is_empty() { "default" } else { &told.about.namespace };
+    let namespace = if told.about.namespace.is_empty() {
+        "default"
+    } else {
+        &told.about.namespace
+    };
     let context: Context = registry.context(user, "events", namespace)?;
     let now = time::format_time(when);
     if let Some((name, count)) = memory.known.get(&told).cloned() {
@@ -145,7 +175,12 @@ async fn write(
         }
     }
     let name = format!("{}.{:x}", told.about.name, when.as_nanosecond());
-    registry.create(&context, event(&told, component, namespace, &name, &now).into()).await?;
+    registry
+        .create(
+            &context,
+            event(&told, component, namespace, &name, &now).into(),
+        )
+        .await?;
     memory.remember(told, name, 1);
     Ok(())
 }

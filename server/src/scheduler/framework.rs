@@ -26,11 +26,17 @@ pub struct Refusal {
 
 impl Refusal {
     pub fn new(reason: impl Into<String>) -> Refusal {
-        Refusal { reason: reason.into(), final_: false }
+        Refusal {
+            reason: reason.into(),
+            final_: false,
+        }
     }
 
     pub fn final_(reason: impl Into<String>) -> Refusal {
-        Refusal { reason: reason.into(), final_: true }
+        Refusal {
+            reason: reason.into(),
+            final_: true,
+        }
     }
 }
 
@@ -56,7 +62,9 @@ impl Hopes {
 
     /// Some of `happened` is hoped for.
     pub fn meet(self, happened: Hopes) -> bool {
-        (self.node && happened.node) || (self.pod_gone && happened.pod_gone) || (self.pod_came && happened.pod_came)
+        (self.node && happened.node)
+            || (self.pod_gone && happened.pod_gone)
+            || (self.pod_came && happened.pod_came)
     }
 }
 
@@ -89,7 +97,10 @@ pub trait Plugin: Send + Sync {
 
     /// What may turn its refusal around.
     fn hopes(&self) -> Hopes {
-        Hopes { node: true, ..Default::default() }
+        Hopes {
+            node: true,
+            ..Default::default()
+        }
     }
 }
 
@@ -97,7 +108,11 @@ pub trait Plugin: Send + Sync {
 pub fn normalize(scores: &mut [i64], reverse: bool) {
     let highest = scores.iter().copied().max().unwrap_or(0);
     for score in scores {
-        let scaled = if highest == 0 { 0 } else { *score * MAX_SCORE / highest };
+        let scaled = if highest == 0 {
+            0
+        } else {
+            *score * MAX_SCORE / highest
+        };
         *score = if reverse { MAX_SCORE - scaled } else { scaled };
     }
 }
@@ -120,14 +135,24 @@ impl Diagnosis {
             return "no nodes available to schedule pods".to_owned();
         }
         let all = self.nodes;
-        let mut reasons: Vec<String> = self.reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+        let mut reasons: Vec<String> = self
+            .reasons
+            .iter()
+            .map(|(reason, count)| format!("{count} {reason}"))
+            .collect();
         reasons.sort();
         let mut helpless = Vec::new();
         if self.hopeless < all {
-            helpless.push(format!("{} No preemption victims found for incoming pod", all - self.hopeless));
+            helpless.push(format!(
+                "{} No preemption victims found for incoming pod",
+                all - self.hopeless
+            ));
         }
         if self.hopeless > 0 {
-            helpless.push(format!("{} Preemption is not helpful for scheduling", self.hopeless));
+            helpless.push(format!(
+                "{} Preemption is not helpful for scheduling",
+                self.hopeless
+            ));
         }
         format!(
             "0/{all} nodes are available: {}. preemption: 0/{all} nodes are available: {}.",
@@ -152,10 +177,15 @@ fn enough(all: usize) -> usize {
 /// # Errors
 /// Why not, when no node takes the pod.
 pub fn schedule(snapshot: &Snapshot, pod: &PodInfo, turn: &mut usize) -> Result<String, Diagnosis> {
-    let active: Vec<_> =
-        PLUGINS.iter().filter_map(|plugin| Some((*plugin, plugin.prepare(pod, snapshot)?))).collect();
+    let active: Vec<_> = PLUGINS
+        .iter()
+        .filter_map(|plugin| Some((*plugin, plugin.prepare(pod, snapshot)?)))
+        .collect();
     let nodes: Vec<&NodeInfo> = snapshot.nodes().collect();
-    let mut diagnosis = Diagnosis { nodes: nodes.len(), ..Default::default() };
+    let mut diagnosis = Diagnosis {
+        nodes: nodes.len(),
+        ..Default::default()
+    };
     diagnosis.hopes.node = nodes.is_empty();
     let wanted = enough(nodes.len());
     let mut fitting = Vec::new();
@@ -180,7 +210,11 @@ pub fn schedule(snapshot: &Snapshot, pod: &PodInfo, turn: &mut usize) -> Result<
             *diagnosis.reasons.entry(refusal.reason).or_default() += 1;
         }
     }
-    *turn = if nodes.is_empty() { 0 } else { (*turn + looked_at) % nodes.len() };
+    *turn = if nodes.is_empty() {
+        0
+    } else {
+        (*turn + looked_at) % nodes.len()
+    };
     match fitting.as_slice() {
         [] => return Err(diagnosis),
         [only] => return Ok(only.name.clone()),
@@ -188,13 +222,21 @@ pub fn schedule(snapshot: &Snapshot, pod: &PodInfo, turn: &mut usize) -> Result<
     }
     let mut totals = vec![0; fitting.len()];
     for (plugin, prepared) in active.iter().filter(|(plugin, _)| plugin.weight() > 0) {
-        let mut scores: Vec<i64> = fitting.iter().map(|node| plugin.score(prepared, pod, node)).collect();
+        let mut scores: Vec<i64> = fitting
+            .iter()
+            .map(|node| plugin.score(prepared, pod, node))
+            .collect();
         plugin.normalize(&mut scores);
         for (total, score) in totals.iter_mut().zip(scores) {
             *total += score * plugin.weight();
         }
     }
     // The first of equals: which one that is moves on with `turn`.
-    let best = totals.iter().enumerate().max_by_key(|(index, total)| (**total, std::cmp::Reverse(*index)));
-    Ok(best.map(|(index, _)| fitting[index].name.clone()).unwrap_or_default())
+    let best = totals
+        .iter()
+        .enumerate()
+        .max_by_key(|(index, total)| (**total, std::cmp::Reverse(*index)));
+    Ok(best
+        .map(|(index, _)| fitting[index].name.clone())
+        .unwrap_or_default())
 }

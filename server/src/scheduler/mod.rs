@@ -49,7 +49,9 @@ pub fn start(registry: Arc<Registry>) -> Scheduler {
             warn!(%gone, "the scheduler fell behind and reads all nodes and pods again");
         }
     });
-    Scheduler { _task: AbortOnDropHandle::new(task) }
+    Scheduler {
+        _task: AbortOnDropHandle::new(task),
+    }
 }
 
 struct State {
@@ -68,7 +70,10 @@ struct State {
 
 impl State {
     fn new(registry: Arc<Registry>) -> State {
-        let user = Arc::new(UserInfo::new("system:kube-scheduler", &["system:authenticated"]));
+        let user = Arc::new(UserInfo::new(
+            "system:kube-scheduler",
+            &["system:authenticated"],
+        ));
         let (bound, outcomes) = mpsc::channel(BINDINGS);
         State {
             recorder: Recorder::start(registry.clone(), user.clone(), DEFAULT_SCHEDULER),
@@ -131,7 +136,9 @@ impl State {
     }
 
     fn namespace_set(&mut self, object: &Arc<Object>) {
-        self.snapshot.namespaces.insert(object.meta.name.to_string(), object.meta.labels.clone());
+        self.snapshot
+            .namespaces
+            .insert(object.meta.name.to_string(), object.meta.labels.clone());
     }
 
     fn node_event(&mut self, event: &Event) {
@@ -144,7 +151,13 @@ impl State {
             _ => self.node_set(&event.object),
         };
         if change == NodeChange::Useful {
-            self.queue.happened(Hopes { node: true, ..Default::default() }, Instant::now());
+            self.queue.happened(
+                Hopes {
+                    node: true,
+                    ..Default::default()
+                },
+                Instant::now(),
+            );
         }
     }
 
@@ -166,7 +179,13 @@ impl State {
         self.queue.remove(uid);
         self.assumed.remove(uid);
         if self.snapshot.take(uid) {
-            self.queue.happened(Hopes { pod_gone: true, ..Default::default() }, Instant::now());
+            self.queue.happened(
+                Hopes {
+                    pod_gone: true,
+                    ..Default::default()
+                },
+                Instant::now(),
+            );
         }
     }
 
@@ -185,7 +204,13 @@ impl State {
             let news = before.is_none_or(|before| before.labels != pod.labels);
             self.snapshot.put(pod);
             if news {
-                self.queue.happened(Hopes { pod_came: true, ..Default::default() }, Instant::now());
+                self.queue.happened(
+                    Hopes {
+                        pod_came: true,
+                        ..Default::default()
+                    },
+                    Instant::now(),
+                );
             }
         } else if !pod.node.is_empty() {
             self.pod_gone(&pod.uid);
@@ -193,7 +218,10 @@ impl State {
             if self.assumed.contains(&pod.uid) {
                 return;
             }
-            let own_write = self.queue.get(&pod.uid).is_some_and(|known| is_same_but_for_status(known, &pod));
+            let own_write = self
+                .queue
+                .get(&pod.uid)
+                .is_some_and(|known| is_same_but_for_status(known, &pod));
             if own_write {
                 self.queue.refresh(pod, Instant::now());
             } else {
@@ -207,8 +235,14 @@ impl State {
     async fn schedule_all(&mut self) {
         while let Some(pod) = self.queue.pop(Instant::now()) {
             if !pod.gates.is_empty() {
-                self.queue.refused(&pod.uid, Hopes::default(), Instant::now());
-                self.tell_condition(&pod, "SchedulingGated", "Scheduling is blocked due to non-empty scheduling gates").await;
+                self.queue
+                    .refused(&pod.uid, Hopes::default(), Instant::now());
+                self.tell_condition(
+                    &pod,
+                    "SchedulingGated",
+                    "Scheduling is blocked due to non-empty scheduling gates",
+                )
+                .await;
                 continue;
             }
             match framework::schedule(&self.snapshot, &pod, &mut self.turn) {
@@ -220,8 +254,10 @@ impl State {
 
     async fn refuse(&mut self, pod: &Arc<PodInfo>, diagnosis: &Diagnosis) {
         let message = diagnosis.message();
-        self.queue.refused(&pod.uid, diagnosis.hopes, Instant::now());
-        self.recorder.tell(reference(pod), Kind::Warning, "FailedScheduling", &message);
+        self.queue
+            .refused(&pod.uid, diagnosis.hopes, Instant::now());
+        self.recorder
+            .tell(reference(pod), Kind::Warning, "FailedScheduling", &message);
         self.tell_condition(pod, "Unschedulable", &message).await;
     }
 
@@ -231,9 +267,14 @@ impl State {
             return;
         }
         let told = async {
-            let context = self.registry.context(&self.user, "pods", &pod.namespace)?.with_subresource("status");
+            let context = self
+                .registry
+                .context(&self.user, "pods", &pod.namespace)?
+                .with_subresource("status");
             let change = |object: &mut serde_json::Value| {
-                if meta::uid(object) != pod.uid || !meta::str_at(object, &["spec", "nodeName"]).is_empty() {
+                if meta::uid(object) != pod.uid
+                    || !meta::str_at(object, &["spec", "nodeName"]).is_empty()
+                {
                     return Ok(());
                 }
                 let generation = object["metadata"]["generation"].clone();
@@ -241,8 +282,12 @@ impl State {
                 if status["conditions"].is_null() {
                     status["conditions"] = json!([]);
                 }
-                let Some(conditions) = status["conditions"].as_array_mut() else { return Ok(()) };
-                let since = conditions.iter().find(|c| c["type"] == "PodScheduled" && c["status"] == "False");
+                let Some(conditions) = status["conditions"].as_array_mut() else {
+                    return Ok(());
+                };
+                let since = conditions
+                    .iter()
+                    .find(|c| c["type"] == "PodScheduled" && c["status"] == "False");
                 let since = since.map(|condition| condition["lastTransitionTime"].clone());
                 conditions.retain(|condition| condition["type"] != "PodScheduled");
                 conditions.push(json!({
@@ -257,7 +302,9 @@ impl State {
         match told.await {
             Ok(_) => {}
             Err(status) if status.is_not_found() => {}
-            Err(status) => warn!(pod = %pod.name, namespace = %pod.namespace, %status, "a pod's condition was not written"),
+            Err(status) => {
+                warn!(pod = %pod.name, namespace = %pod.namespace, %status, "a pod's condition was not written")
+            }
         }
     }
 
@@ -269,20 +316,29 @@ impl State {
         self.assumed.insert(pod.uid.clone());
         // No more bindings under way than the channel can tell of.
         while self.bound.capacity() == 0 {
-            let Some((pod, outcome)) = self.outcomes.recv().await else { return };
+            let Some((pod, outcome)) = self.outcomes.recv().await else {
+                return;
+            };
             self.binding_done(&pod, outcome);
         }
-        let Ok(permit) = self.bound.clone().reserve_owned().await else { return };
+        let Ok(permit) = self.bound.clone().reserve_owned().await else {
+            return;
+        };
         let (registry, user) = (self.registry.clone(), self.user.clone());
         tokio::spawn(async move {
             let outcome = async {
-                let context = registry.context(&user, "pods", &placed.namespace)?.with_subresource("binding");
+                let context = registry
+                    .context(&user, "pods", &placed.namespace)?
+                    .with_subresource("binding");
                 let binding = json!({
                     "apiVersion": "v1", "kind": "Binding",
                     "metadata": {"name": placed.name, "namespace": placed.namespace, "uid": placed.uid},
                     "target": {"kind": "Node", "name": placed.node},
                 });
-                registry.bind(&context, &placed.name, &binding).await.map(drop)
+                registry
+                    .bind(&context, &placed.name, &binding)
+                    .await
+                    .map(drop)
             };
             let outcome = outcome.await;
             permit.send((placed, outcome));
@@ -292,8 +348,12 @@ impl State {
     fn binding_done(&mut self, placed: &Arc<PodInfo>, outcome: Result<(), Status>) {
         match outcome {
             Ok(()) => {
-                let message = format!("Successfully assigned {}/{} to {}", placed.namespace, placed.name, placed.node);
-                self.recorder.tell(reference(placed), Kind::Normal, "Scheduled", message);
+                let message = format!(
+                    "Successfully assigned {}/{} to {}",
+                    placed.namespace, placed.name, placed.node
+                );
+                self.recorder
+                    .tell(reference(placed), Kind::Normal, "Scheduled", message);
                 self.queue.remove(&placed.uid);
             }
             Err(status) => {
@@ -316,5 +376,8 @@ fn reference(pod: &PodInfo) -> Reference {
 
 /// Nothing has changed that scheduling depends on.
 fn is_same_but_for_status(known: &PodInfo, new: &PodInfo) -> bool {
-    known.labels == new.labels && known.gates == new.gates && known.requests == new.requests && known.tolerations == new.tolerations
+    known.labels == new.labels
+        && known.gates == new.gates
+        && known.requests == new.requests
+        && known.tolerations == new.tolerations
 }

@@ -92,9 +92,17 @@ pub struct PodTerm {
 
 impl PodTerm {
     /// Whether the term chooses `pod`. `labels_of` gives the labels of a namespace.
-    pub fn chooses(&self, pod: &PodInfo, labels_of: &dyn Fn(&str) -> BTreeMap<String, String>) -> bool {
+    pub fn chooses(
+        &self,
+        pod: &PodInfo,
+        labels_of: &dyn Fn(&str) -> BTreeMap<String, String>,
+    ) -> bool {
         let by_name = self.namespaces.contains(&pod.namespace);
-        let by_label = || self.namespace_selector.as_ref().is_some_and(|s| s.is_everything() || s.matches(&labels_of(&pod.namespace)));
+        let by_label = || {
+            self.namespace_selector
+                .as_ref()
+                .is_some_and(|s| s.is_everything() || s.matches(&labels_of(&pod.namespace)))
+        };
         self.selector.matches(&pod.labels) && (by_name || by_label())
     }
 }
@@ -118,25 +126,49 @@ impl PodInfo {
         let requests = Resources::of_pod(&spec);
         let affinity = spec.affinity.unwrap_or_default();
         let nodes = affinity.node_affinity.unwrap_or_default();
-        let (pods, anti) = (affinity.pod_affinity.unwrap_or_default(), affinity.pod_anti_affinity.unwrap_or_default());
+        let (pods, anti) = (
+            affinity.pod_affinity.unwrap_or_default(),
+            affinity.pod_anti_affinity.unwrap_or_default(),
+        );
         let term = |term: core::PodAffinityTerm| pod_term(term, &namespace, &labels);
         let weighted = |terms: Option<Vec<core::WeightedPodAffinityTerm>>| {
-            terms.into_iter().flatten().map(|t| (t.weight, term(t.pod_affinity_term))).collect()
+            terms
+                .into_iter()
+                .flatten()
+                .map(|t| (t.weight, term(t.pod_affinity_term)))
+                .collect()
         };
-        let host_ports = spec.containers.iter().flat_map(|container| container.ports.iter().flatten()).filter_map(|port| {
-            let number = port.host_port.filter(|number| *number > 0)?;
-            let protocol = port.protocol.clone().unwrap_or_else(|| "TCP".to_owned());
-            Some(HostPort { ip: port.host_ip.clone().unwrap_or_default(), protocol, port: number })
-        });
-        let scheduled = status.conditions.iter().flatten().find(|condition| condition.type_ == "PodScheduled");
+        let host_ports = spec
+            .containers
+            .iter()
+            .flat_map(|container| container.ports.iter().flatten())
+            .filter_map(|port| {
+                let number = port.host_port.filter(|number| *number > 0)?;
+                let protocol = port.protocol.clone().unwrap_or_else(|| "TCP".to_owned());
+                Some(HostPort {
+                    ip: port.host_ip.clone().unwrap_or_default(),
+                    protocol,
+                    port: number,
+                })
+            });
+        let scheduled = status
+            .conditions
+            .iter()
+            .flatten()
+            .find(|condition| condition.type_ == "PodScheduled");
         PodInfo {
             name: metadata.name.unwrap_or_default(),
             uid: metadata.uid.unwrap_or_default(),
             revision: 0,
             node: spec.node_name.unwrap_or_default(),
-            scheduler: spec.scheduler_name.unwrap_or_else(|| DEFAULT_SCHEDULER.to_owned()),
+            scheduler: spec
+                .scheduler_name
+                .unwrap_or_else(|| DEFAULT_SCHEDULER.to_owned()),
             priority: spec.priority.unwrap_or(0),
-            created: metadata.creation_timestamp.map(|time| time.0.to_string()).unwrap_or_default(),
+            created: metadata
+                .creation_timestamp
+                .map(|time| time.0.to_string())
+                .unwrap_or_default(),
             node_selector: spec.node_selector.unwrap_or_default(),
             required_nodes: nodes
                 .required_during_scheduling_ignored_during_execution
@@ -145,18 +177,51 @@ impl PodInfo {
                 .preferred_during_scheduling_ignored_during_execution
                 .into_iter()
                 .flatten()
-                .filter_map(|term| Some((term.weight, NodeSelectorTerm::from_object(&json!(term.preference)).ok()?)))
+                .filter_map(|term| {
+                    Some((
+                        term.weight,
+                        NodeSelectorTerm::from_object(&json!(term.preference)).ok()?,
+                    ))
+                })
                 .collect(),
             tolerations: spec.tolerations.unwrap_or_default(),
             host_ports: host_ports.collect(),
-            spread: spec.topology_spread_constraints.into_iter().flatten().map(|s| spread(s, &labels)).collect(),
-            affinity: pods.required_during_scheduling_ignored_during_execution.into_iter().flatten().map(term).collect(),
-            anti_affinity: anti.required_during_scheduling_ignored_during_execution.into_iter().flatten().map(term).collect(),
+            spread: spec
+                .topology_spread_constraints
+                .into_iter()
+                .flatten()
+                .map(|s| spread(s, &labels))
+                .collect(),
+            affinity: pods
+                .required_during_scheduling_ignored_during_execution
+                .into_iter()
+                .flatten()
+                .map(term)
+                .collect(),
+            anti_affinity: anti
+                .required_during_scheduling_ignored_during_execution
+                .into_iter()
+                .flatten()
+                .map(term)
+                .collect(),
             preferred_affinity: weighted(pods.preferred_during_scheduling_ignored_during_execution),
-            preferred_anti_affinity: weighted(anti.preferred_during_scheduling_ignored_during_execution),
-            images: spec.containers.iter().filter_map(|container| container.image.clone()).collect(),
-            gates: spec.scheduling_gates.into_iter().flatten().map(|gate| gate.name).collect(),
-            told: scheduled.filter(|condition| condition.status == "False").map(|c| c.message.clone().unwrap_or_default()),
+            preferred_anti_affinity: weighted(
+                anti.preferred_during_scheduling_ignored_during_execution,
+            ),
+            images: spec
+                .containers
+                .iter()
+                .filter_map(|container| container.image.clone())
+                .collect(),
+            gates: spec
+                .scheduling_gates
+                .into_iter()
+                .flatten()
+                .map(|gate| gate.name)
+                .collect(),
+            told: scheduled
+                .filter(|condition| condition.status == "False")
+                .map(|c| c.message.clone().unwrap_or_default()),
             deleting: metadata.deletion_timestamp.is_some(),
             ended: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
             requests,
@@ -177,14 +242,30 @@ impl PodInfo {
 
     /// The node passes the pod's nodeSelector and required node affinity.
     pub fn selects_node(&self, name: &str, labels: &BTreeMap<String, String>) -> bool {
-        self.node_selector.iter().all(|(key, value)| labels.get(key) == Some(value))
-            && self.required_nodes.as_ref().is_none_or(|selector| selector.matches(name, labels))
+        self.node_selector
+            .iter()
+            .all(|(key, value)| labels.get(key) == Some(value))
+            && self
+                .required_nodes
+                .as_ref()
+                .is_none_or(|selector| selector.matches(name, labels))
     }
 
     /// The first taint with one of `effects` that the pod does not tolerate.
-    pub fn untolerated<'a>(&self, taints: &'a [core::Taint], effects: &[&str]) -> Option<&'a core::Taint> {
-        let mut harmful = taints.iter().filter(|taint| effects.contains(&taint.effect.as_str()));
-        harmful.find(|taint| !self.tolerations.iter().any(|toleration| tolerates(toleration, taint)))
+    pub fn untolerated<'a>(
+        &self,
+        taints: &'a [core::Taint],
+        effects: &[&str],
+    ) -> Option<&'a core::Taint> {
+        let mut harmful = taints
+            .iter()
+            .filter(|taint| effects.contains(&taint.effect.as_str()));
+        harmful.find(|taint| {
+            !self
+                .tolerations
+                .iter()
+                .any(|toleration| tolerates(toleration, taint))
+        })
     }
 }
 
@@ -195,7 +276,10 @@ pub fn tolerates(toleration: &Toleration, taint: &core::Taint) -> bool {
     if !(effect.is_empty() || effect == taint.effect) || !(key.is_empty() || key == taint.key) {
         return false;
     }
-    let (ours, theirs) = (toleration.value.as_deref().unwrap_or_default(), taint.value.as_deref().unwrap_or_default());
+    let (ours, theirs) = (
+        toleration.value.as_deref().unwrap_or_default(),
+        taint.value.as_deref().unwrap_or_default(),
+    );
     let numbers = || Some((ours.parse::<i64>().ok()?, theirs.parse::<i64>().ok()?));
     match toleration.operator.as_deref() {
         Some("Exists") => true,
@@ -207,7 +291,9 @@ pub fn tolerates(toleration: &Toleration, taint: &core::Taint) -> bool {
 }
 
 fn selector(selector: Option<impl serde::Serialize>) -> LabelSelector {
-    selector.and_then(|selector| LabelSelector::from_object(&json!(selector)).ok()).unwrap_or_else(LabelSelector::nothing)
+    selector
+        .and_then(|selector| LabelSelector::from_object(&json!(selector)).ok())
+        .unwrap_or_else(LabelSelector::nothing)
 }
 
 /// `matchLabelKeys`: the pod's own values of some labels join the selector.
@@ -224,7 +310,9 @@ fn with_keys(
     let mut requirements = selector.requirements().to_vec();
     for (keys, operator) in [(keys, Operator::In), (mismatched, Operator::NotIn)] {
         for key in keys.into_iter().flatten() {
-            let Some(value) = labels.get(&key) else { continue };
+            let Some(value) = labels.get(&key) else {
+                continue;
+            };
             requirements.extend(Requirement::new(&key, operator, vec![value.clone()]).ok());
         }
     }
@@ -237,20 +325,34 @@ fn spread(constraint: core::TopologySpreadConstraint, labels: &BTreeMap<String, 
         min_domains: i64::from(constraint.min_domains.unwrap_or(1)),
         topology_key: constraint.topology_key,
         hard: constraint.when_unsatisfiable == "DoNotSchedule",
-        selector: with_keys(selector(constraint.label_selector), constraint.match_label_keys, None, labels),
+        selector: with_keys(
+            selector(constraint.label_selector),
+            constraint.match_label_keys,
+            None,
+            labels,
+        ),
         honor_node_selection: constraint.node_affinity_policy.as_deref() != Some("Ignore"),
         honor_taints: constraint.node_taints_policy.as_deref() == Some("Honor"),
     }
 }
 
-fn pod_term(term: core::PodAffinityTerm, namespace: &str, labels: &BTreeMap<String, String>) -> PodTerm {
+fn pod_term(
+    term: core::PodAffinityTerm,
+    namespace: &str,
+    labels: &BTreeMap<String, String>,
+) -> PodTerm {
     let namespace_selector = term.namespace_selector.map(|s| selector(Some(s)));
     let mut namespaces = term.namespaces.unwrap_or_default();
     if namespaces.is_empty() && namespace_selector.is_none() {
         namespaces.push(namespace.to_owned());
     }
     PodTerm {
-        selector: with_keys(selector(term.label_selector), term.match_label_keys, term.mismatch_label_keys, labels),
+        selector: with_keys(
+            selector(term.label_selector),
+            term.match_label_keys,
+            term.mismatch_label_keys,
+            labels,
+        ),
         namespaces,
         namespace_selector,
         topology_key: term.topology_key,
@@ -264,19 +366,30 @@ mod tests {
 
     #[test]
     fn tolerations_match_by_key_value_and_effect() {
-        let taint: core::Taint = serde_json::from_value(json!({"key": "k", "value": "v", "effect": "NoSchedule"})).unwrap();
-        let tolerated = |toleration| tolerates(&serde_json::from_value(toleration).unwrap(), &taint);
+        let taint: core::Taint =
+            serde_json::from_value(json!({"key": "k", "value": "v", "effect": "NoSchedule"}))
+                .unwrap();
+        let tolerated =
+            |toleration| tolerates(&serde_json::from_value(toleration).unwrap(), &taint);
         assert!(tolerated(json!({"operator": "Exists"})));
         assert!(tolerated(json!({"key": "k", "operator": "Exists"})));
-        assert!(tolerated(json!({"key": "k", "value": "v", "effect": "NoSchedule"})));
+        assert!(tolerated(
+            json!({"key": "k", "value": "v", "effect": "NoSchedule"})
+        ));
         assert!(!tolerated(json!({"key": "k", "value": "w"})));
-        assert!(!tolerated(json!({"key": "k", "operator": "Exists", "effect": "NoExecute"})));
+        assert!(!tolerated(
+            json!({"key": "k", "operator": "Exists", "effect": "NoExecute"})
+        ));
         assert!(!tolerated(json!({"key": "j", "operator": "Exists"})));
     }
 
     #[test]
     fn host_ports_conflict_on_equal_or_wild_addresses() {
-        let port = |ip: &str, port| HostPort { ip: ip.into(), protocol: "TCP".into(), port };
+        let port = |ip: &str, port| HostPort {
+            ip: ip.into(),
+            protocol: "TCP".into(),
+            port,
+        };
         assert!(port("", 80).conflicts_with(&port("10.0.0.1", 80)));
         assert!(!port("10.0.0.2", 80).conflicts_with(&port("10.0.0.1", 80)));
         assert!(!port("", 81).conflicts_with(&port("", 80)));

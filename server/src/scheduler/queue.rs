@@ -56,16 +56,29 @@ pub struct Queue {
 }
 
 fn pause(failures: u32) -> Duration {
-    FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(8)).min(LONGEST_PAUSE)
+    FIRST_PAUSE
+        .saturating_mul(1 << failures.saturating_sub(1).min(8))
+        .min(LONGEST_PAUSE)
 }
 
 impl Queue {
     /// A pod waits, or has changed while it waited; a change of its own always gives hope.
     pub fn add(&mut self, pod: Arc<PodInfo>, now: Instant) {
         let uid = pod.uid.clone();
-        let (failures, failed_at) = self.pods.get(&uid).map_or((0, now), |waiting| (waiting.failures, waiting.failed_at));
+        let (failures, failed_at) = self
+            .pods
+            .get(&uid)
+            .map_or((0, now), |waiting| (waiting.failures, waiting.failed_at));
         self.remove(&uid);
-        self.pods.insert(uid.clone(), Waiting { pod, failures, failed_at, place: Place::Hopeless(Hopes::default()) });
+        self.pods.insert(
+            uid.clone(),
+            Waiting {
+                pod,
+                failures,
+                failed_at,
+                place: Place::Hopeless(Hopes::default()),
+            },
+        );
         self.release(&uid, now);
     }
 
@@ -99,7 +112,12 @@ impl Queue {
 
     /// The next pod to schedule, taken out until [`Queue::refused`], [`Queue::failed`] or [`Queue::remove`] is called for it.
     pub fn pop(&mut self, now: Instant) -> Option<Arc<PodInfo>> {
-        while let Some((until, uid)) = self.pausing.first().cloned().filter(|(until, _)| *until <= now) {
+        while let Some((until, uid)) = self
+            .pausing
+            .first()
+            .cloned()
+            .filter(|(until, _)| *until <= now)
+        {
             self.pausing.remove(&(until, uid.clone()));
             if let Some(waiting) = self.pods.get_mut(&uid) {
                 waiting.place = Place::Active;
@@ -119,8 +137,12 @@ impl Queue {
 
     /// No node takes the pod: it waits for one of `hopes`.
     pub fn refused(&mut self, uid: &str, hopes: Hopes, now: Instant) {
-        let Some(waiting) = self.pods.get_mut(uid) else { return };
-        let Place::Taken(happened) = waiting.place else { return };
+        let Some(waiting) = self.pods.get_mut(uid) else {
+            return;
+        };
+        let Place::Taken(happened) = waiting.place else {
+            return;
+        };
         waiting.failures += 1;
         waiting.failed_at = now;
         waiting.place = Place::Hopeless(hopes);
@@ -131,7 +153,9 @@ impl Queue {
 
     /// Something went wrong that has nothing to do with the nodes: try again after a pause.
     pub fn failed(&mut self, uid: &str, now: Instant) {
-        let Some(waiting) = self.pods.get_mut(uid) else { return };
+        let Some(waiting) = self.pods.get_mut(uid) else {
+            return;
+        };
         if !matches!(waiting.place, Place::Taken(_)) {
             return;
         }
@@ -158,7 +182,9 @@ impl Queue {
 
     /// Into the active queue, or into a pause if it failed just now.
     fn release(&mut self, uid: &str, now: Instant) {
-        let Some(waiting) = self.pods.get_mut(uid) else { return };
+        let Some(waiting) = self.pods.get_mut(uid) else {
+            return;
+        };
         let until = waiting.failed_at + pause(waiting.failures);
         if waiting.failures == 0 || until <= now {
             waiting.place = Place::Active;
@@ -175,11 +201,24 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    const NODE: Hopes = Hopes { node: true, pod_gone: false, pod_came: false };
-    const GONE: Hopes = Hopes { node: false, pod_gone: true, pod_came: false };
+    const NODE: Hopes = Hopes {
+        node: true,
+        pod_gone: false,
+        pod_came: false,
+    };
+    const GONE: Hopes = Hopes {
+        node: false,
+        pod_gone: true,
+        pod_came: false,
+    };
 
     fn pod(uid: &str, priority: i32, created: &str) -> Arc<PodInfo> {
-        Arc::new(PodInfo { uid: uid.into(), priority, created: created.into(), ..Default::default() })
+        Arc::new(PodInfo {
+            uid: uid.into(),
+            priority,
+            created: created.into(),
+            ..Default::default()
+        })
     }
 
     fn popped(queue: &mut Queue, now: Instant) -> Option<String> {
@@ -189,7 +228,11 @@ mod tests {
     #[test]
     fn the_important_come_first_and_then_the_old() {
         let (mut queue, now) = (Queue::default(), Instant::now());
-        for pod in [pod("young", 0, "2"), pod("old", 0, "1"), pod("important", 9, "3")] {
+        for pod in [
+            pod("young", 0, "2"),
+            pod("old", 0, "1"),
+            pod("important", 9, "3"),
+        ] {
             queue.add(pod, now);
         }
         let order: Vec<_> = std::iter::from_fn(|| popped(&mut queue, now)).collect();
@@ -203,7 +246,10 @@ mod tests {
         assert_eq!(popped(&mut queue, now).as_deref(), Some("p"));
         queue.refused("p", GONE, now);
         queue.happened(NODE, now);
-        assert_eq!((popped(&mut queue, now), queue.next_pause_ends()), (None, None));
+        assert_eq!(
+            (popped(&mut queue, now), queue.next_pause_ends()),
+            (None, None)
+        );
         queue.happened(GONE, now);
         assert_eq!(popped(&mut queue, now), None);
         let ends = queue.next_pause_ends().unwrap();

@@ -28,7 +28,9 @@ impl Resources {
     pub fn of(list: Option<&List>) -> Resources {
         let mut resources = Resources::default();
         for (name, text) in list.into_iter().flatten() {
-            let Ok(quantity) = text.0.parse::<Quantity>() else { continue };
+            let Ok(quantity) = text.0.parse::<Quantity>() else {
+                continue;
+            };
             match name.as_str() {
                 "cpu" => resources.cpu = quantity.milli_value(),
                 "memory" => resources.memory = quantity.value(),
@@ -44,7 +46,12 @@ impl Resources {
     /// (<https://kubernetes.io/docs/concepts/workloads/pods/sidecar-containers/#resource-sharing-within-containers>).
     pub fn of_pod(spec: &PodSpec) -> Resources {
         let requests = |container: &Container| {
-            Resources::of(container.resources.as_ref().and_then(|resources| resources.requests.as_ref()))
+            Resources::of(
+                container
+                    .resources
+                    .as_ref()
+                    .and_then(|resources| resources.requests.as_ref()),
+            )
         };
         let mut running = Resources::default();
         for container in &spec.containers {
@@ -64,7 +71,10 @@ impl Resources {
         running.add(&sidecars);
         running.raise_to(&starting);
         // Requests of the pod as a whole (KEP-2837) stand for the sum of its containers'.
-        let whole = spec.resources.as_ref().and_then(|resources| resources.requests.as_ref());
+        let whole = spec
+            .resources
+            .as_ref()
+            .and_then(|resources| resources.requests.as_ref());
         for name in whole.into_iter().flat_map(BTreeMap::keys) {
             match name.as_str() {
                 "cpu" => running.cpu = 0,
@@ -119,14 +129,23 @@ mod tests {
     fn a_pod_occupies_the_largest_moment_of_its_life() {
         let container = |cpu: &str| json!({"name": "c", "resources": {"requests": {"cpu": cpu}}});
         let sidecar = |cpu: &str| json!({"name": "s", "restartPolicy": "Always", "resources": {"requests": {"cpu": cpu}}});
-        assert_eq!(requests(json!({"containers": [container("100m"), container("0.2")]})).cpu, 300);
-        let large_start = json!({"containers": [container("100m")], "initContainers": [container("1")]});
+        assert_eq!(
+            requests(json!({"containers": [container("100m"), container("0.2")]})).cpu,
+            300
+        );
+        let large_start =
+            json!({"containers": [container("100m")], "initContainers": [container("1")]});
         assert_eq!(requests(large_start).cpu, 1000);
         let beside = json!({"containers": [container("1")], "initContainers": [sidecar("500m"), container("800m")]});
         assert_eq!(requests(beside).cpu, 1500);
-        let overhead = json!({"containers": [container("1")], "overhead": {"cpu": "10m", "memory": "1Mi"}});
-        assert_eq!((requests(overhead.clone()).cpu, requests(overhead).memory), (1010, 1 << 20));
-        let whole = json!({"containers": [container("1")], "resources": {"requests": {"cpu": "3"}}});
+        let overhead =
+            json!({"containers": [container("1")], "overhead": {"cpu": "10m", "memory": "1Mi"}});
+        assert_eq!(
+            (requests(overhead.clone()).cpu, requests(overhead).memory),
+            (1010, 1 << 20)
+        );
+        let whole =
+            json!({"containers": [container("1")], "resources": {"requests": {"cpu": "3"}}});
         assert_eq!(requests(whole).cpu, 3000);
     }
 }

@@ -37,7 +37,10 @@ const LITTLE_MEMORY: i64 = 200 << 20;
 /// What scoring takes a pod for: (thousandths of a CPU, bytes).
 pub fn weight(pod: &PodInfo) -> (i64, i64) {
     let or = |amount: i64, default: i64| if amount == 0 { default } else { amount };
-    (or(pod.requests.cpu, LITTLE_CPU), or(pod.requests.memory, LITTLE_MEMORY))
+    (
+        or(pod.requests.cpu, LITTLE_CPU),
+        or(pod.requests.memory, LITTLE_MEMORY),
+    )
 }
 
 impl NodeInfo {
@@ -50,7 +53,9 @@ impl NodeInfo {
     }
 
     fn take(&mut self, uid: &str) {
-        let Some(at) = self.pods.iter().position(|pod| pod.uid == uid) else { return };
+        let Some(at) = self.pods.iter().position(|pod| pod.uid == uid) else {
+            return;
+        };
         let pod = self.pods.swap_remove(at);
         self.requested.subtract(&pod.requests);
         let (cpu, memory) = weight(&pod);
@@ -89,7 +94,10 @@ impl Snapshot {
     }
 
     pub fn node(&self, name: &str) -> Option<&NodeInfo> {
-        self.by_name.get(name).map(|at| &self.nodes[*at]).filter(|node| node.exists)
+        self.by_name
+            .get(name)
+            .map(|at| &self.nodes[*at])
+            .filter(|node| node.exists)
     }
 
     pub fn labels_of_namespace(&self, name: &str) -> BTreeMap<String, String> {
@@ -100,7 +108,10 @@ impl Snapshot {
         if let Some(at) = self.by_name.get(name) {
             return *at;
         }
-        self.nodes.push(NodeInfo { name: name.to_owned(), ..Default::default() });
+        self.nodes.push(NodeInfo {
+            name: name.to_owned(),
+            ..Default::default()
+        });
         self.by_name.insert(name.to_owned(), self.nodes.len() - 1);
         self.nodes.len() - 1
     }
@@ -130,12 +141,25 @@ impl Snapshot {
         info.images = images
             .flat_map(|image| {
                 let size = image.size_bytes.unwrap_or(0);
-                image.names.into_iter().flatten().map(move |name| (name, size))
+                image
+                    .names
+                    .into_iter()
+                    .flatten()
+                    .map(move |name| (name, size))
             })
             .collect();
-        (info.labels, info.taints, info.unschedulable, info.allocatable) = (labels, taints, unschedulable, allocatable);
+        (
+            info.labels,
+            info.taints,
+            info.unschedulable,
+            info.allocatable,
+        ) = (labels, taints, unschedulable, allocatable);
         info.exists = true;
-        if same { NodeChange::Nothing } else { NodeChange::Useful }
+        if same {
+            NodeChange::Nothing
+        } else {
+            NodeChange::Useful
+        }
     }
 
     /// A node was deleted. Its slot stays while pods stand on it.
@@ -158,7 +182,9 @@ impl Snapshot {
 
     /// A pod stands nowhere any more. False if it stood nowhere before.
     pub fn take(&mut self, uid: &str) -> bool {
-        let Some(at) = self.places.remove(uid) else { return false };
+        let Some(at) = self.places.remove(uid) else {
+            return false;
+        };
         if let Some(pod) = self.nodes[at].pods.iter().find(|pod| pod.uid == uid) {
             self.repelling -= usize::from(!pod.anti_affinity.is_empty());
             self.choosy -= usize::from(is_choosy(pod));
@@ -170,7 +196,10 @@ impl Snapshot {
 
     /// What is known of a pod on a node.
     pub fn find(&self, uid: &str) -> Option<&Arc<PodInfo>> {
-        self.nodes[*self.places.get(uid)?].pods.iter().find(|pod| pod.uid == uid)
+        self.nodes[*self.places.get(uid)?]
+            .pods
+            .iter()
+            .find(|pod| pod.uid == uid)
     }
 
     /// Removes a slot that stands for nothing.
@@ -190,7 +219,10 @@ impl Snapshot {
 }
 
 fn is_choosy(pod: &PodInfo) -> bool {
-    !pod.affinity.is_empty() || !pod.preferred_affinity.is_empty() || !pod.preferred_anti_affinity.is_empty() || !pod.anti_affinity.is_empty()
+    !pod.affinity.is_empty()
+        || !pod.preferred_affinity.is_empty()
+        || !pod.preferred_anti_affinity.is_empty()
+        || !pod.anti_affinity.is_empty()
 }
 
 #[cfg(test)]
@@ -205,8 +237,17 @@ mod tests {
     }
 
     fn pod(uid: &str, node: &str) -> Arc<PodInfo> {
-        let requests = Resources { cpu: 100, pods: 1, ..Default::default() };
-        Arc::new(PodInfo { uid: uid.into(), node: node.into(), requests, ..Default::default() })
+        let requests = Resources {
+            cpu: 100,
+            pods: 1,
+            ..Default::default()
+        };
+        Arc::new(PodInfo {
+            uid: uid.into(),
+            node: node.into(),
+            requests,
+            ..Default::default()
+        })
     }
 
     #[test]
@@ -219,7 +260,10 @@ mod tests {
         snapshot.put(pod("2", "a"));
         assert_eq!(snapshot.node("a").unwrap().requested.cpu, 200);
         assert!(snapshot.take("1") && !snapshot.take("1"));
-        assert_eq!(snapshot.node("a").unwrap().requested, pod("2", "a").requests);
+        assert_eq!(
+            snapshot.node("a").unwrap().requested,
+            pod("2", "a").requests
+        );
     }
 
     #[test]

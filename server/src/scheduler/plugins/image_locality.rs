@@ -24,7 +24,10 @@ impl Plugin for ImageLocality {
         let all = snapshot.nodes().count().max(1) as f64;
         let images = pod.images.iter().map(|image| {
             let name = normal_name(image);
-            let having = snapshot.nodes().filter(|node| node.images.contains_key(&name)).count();
+            let having = snapshot
+                .nodes()
+                .filter(|node| node.images.contains_key(&name))
+                .count();
             (name, having as f64 / all)
         });
         let images: Vec<_> = images.filter(|(_, share)| *share > 0.0).collect();
@@ -32,8 +35,12 @@ impl Plugin for ImageLocality {
     }
 
     fn score(&self, prepared: &Prepared, pod: &PodInfo, node: &NodeInfo) -> i64 {
-        let Some(Images(images)) = prepared.downcast_ref() else { return 0 };
-        let sizes = images.iter().filter_map(|(name, share)| Some(*node.images.get(name)? as f64 * share));
+        let Some(Images(images)) = prepared.downcast_ref() else {
+            return 0;
+        };
+        let sizes = images
+            .iter()
+            .filter_map(|(name, share)| Some(*node.images.get(name)? as f64 * share));
         let most = MOST * pod.images.len().max(1) as i64;
         let sum = (sizes.sum::<f64>() as i64).clamp(LEAST, most);
         MAX_SCORE * (sum - LEAST) / (most - LEAST)
@@ -43,5 +50,9 @@ impl Plugin for ImageLocality {
 /// An image without tag or digest is `:latest`.
 fn normal_name(image: &str) -> String {
     let last = image.rsplit('/').next().unwrap_or(image);
-    if last.contains(':') || last.contains('@') { image.to_owned() } else { format!("{image}:latest") }
+    if last.contains(':') || last.contains('@') {
+        image.to_owned()
+    } else {
+        format!("{image}:latest")
+    }
 }

@@ -36,7 +36,9 @@ impl Plugin for InterPodAffinity {
         if !own && snapshot.choosy == 0 {
             return None;
         }
-        let labels_of = |namespace: &str| -> BTreeMap<String, String> { snapshot.labels_of_namespace(namespace) };
+        let labels_of = |namespace: &str| -> BTreeMap<String, String> {
+            snapshot.labels_of_namespace(namespace)
+        };
         let chooses = |term: &PodTerm, other: &PodInfo| term.chooses(other, &labels_of);
         let mut near = Near {
             wanted: vec![Some(HashSet::new()); pod.affinity.len()],
@@ -46,10 +48,16 @@ impl Plugin for InterPodAffinity {
         };
         let mut found_any = false;
         for node in snapshot.nodes() {
-            let domain = |term: &PodTerm| Some((term.topology_key.clone(), node.labels.get(&term.topology_key)?.clone()));
+            let domain = |term: &PodTerm| {
+                Some((
+                    term.topology_key.clone(),
+                    node.labels.get(&term.topology_key)?.clone(),
+                ))
+            };
             for other in &node.pods {
                 // Upstream asks for all terms at once: a pod counts only if every term chooses it.
-                if !pod.affinity.is_empty() && pod.affinity.iter().all(|term| chooses(term, other)) {
+                if !pod.affinity.is_empty() && pod.affinity.iter().all(|term| chooses(term, other))
+                {
                     found_any = true;
                     for (term, domains) in pod.affinity.iter().zip(&mut near.wanted) {
                         if let (Some(domains), Some((_, value))) = (domains, domain(term)) {
@@ -57,12 +65,24 @@ impl Plugin for InterPodAffinity {
                         }
                     }
                 }
-                near.avoided.extend(pod.anti_affinity.iter().filter(|term| chooses(term, other)).filter_map(domain));
-                near.repelled.extend(other.anti_affinity.iter().filter(|term| chooses(term, pod)).filter_map(domain));
+                near.avoided.extend(
+                    pod.anti_affinity
+                        .iter()
+                        .filter(|term| chooses(term, other))
+                        .filter_map(domain),
+                );
+                near.repelled.extend(
+                    other
+                        .anti_affinity
+                        .iter()
+                        .filter(|term| chooses(term, pod))
+                        .filter_map(domain),
+                );
                 let mut prefer = |terms: &[(i32, PodTerm)], of: &PodInfo, sign: i64| {
                     for (weight, term) in terms.iter().filter(|(_, term)| chooses(term, of)) {
                         if let Some(domain) = domain(term) {
-                            *near.preferences.entry(domain).or_default() += sign * i64::from(*weight);
+                            *near.preferences.entry(domain).or_default() +=
+                                sign * i64::from(*weight);
                         }
                     }
                 };
@@ -80,11 +100,21 @@ impl Plugin for InterPodAffinity {
     }
 
     fn filter(&self, prepared: &Prepared, pod: &PodInfo, node: &NodeInfo) -> Vec<Refusal> {
-        let Some(near) = prepared.downcast_ref::<Near>() else { return Vec::new() };
-        let is_in = |domains: &HashSet<Domain>| domains.iter().any(|(key, value)| node.labels.get(key) == Some(value));
+        let Some(near) = prepared.downcast_ref::<Near>() else {
+            return Vec::new();
+        };
+        let is_in = |domains: &HashSet<Domain>| {
+            domains
+                .iter()
+                .any(|(key, value)| node.labels.get(key) == Some(value))
+        };
         for (term, domains) in pod.affinity.iter().zip(&near.wanted) {
             let here = node.labels.get(&term.topology_key);
-            if !here.is_some_and(|here| domains.as_ref().is_none_or(|domains| domains.contains(here))) {
+            if !here.is_some_and(|here| {
+                domains
+                    .as_ref()
+                    .is_none_or(|domains| domains.contains(here))
+            }) {
                 return vec![Refusal::final_("node(s) didn't match pod affinity rules")];
             }
         }
@@ -92,20 +122,36 @@ impl Plugin for InterPodAffinity {
             return vec![Refusal::new("node(s) didn't match pod anti-affinity rules")];
         }
         if is_in(&near.repelled) {
-            return vec![Refusal::new("node(s) didn't satisfy existing pods anti-affinity rules")];
+            return vec![Refusal::new(
+                "node(s) didn't satisfy existing pods anti-affinity rules",
+            )];
         }
         Vec::new()
     }
 
     fn score(&self, prepared: &Prepared, _: &PodInfo, node: &NodeInfo) -> i64 {
-        let Some(near) = prepared.downcast_ref::<Near>() else { return 0 };
-        near.preferences.iter().filter(|((key, value), _)| node.labels.get(key) == Some(value)).map(|(_, sum)| sum).sum()
+        let Some(near) = prepared.downcast_ref::<Near>() else {
+            return 0;
+        };
+        near.preferences
+            .iter()
+            .filter(|((key, value), _)| node.labels.get(key) == Some(value))
+            .map(|(_, sum)| sum)
+            .sum()
     }
 
     fn normalize(&self, scores: &mut [i64]) {
-        let (Some(least), Some(most)) = (scores.iter().copied().min(), scores.iter().copied().max()) else { return };
+        let (Some(least), Some(most)) =
+            (scores.iter().copied().min(), scores.iter().copied().max())
+        else {
+            return;
+        };
         for score in scores {
-            *score = if most == least { 0 } else { MAX_SCORE * (*score - least) / (most - least) };
+            *score = if most == least {
+                0
+            } else {
+                MAX_SCORE * (*score - least) / (most - least)
+            };
         }
     }
 
@@ -114,6 +160,10 @@ impl Plugin for InterPodAffinity {
     }
 
     fn hopes(&self) -> Hopes {
-        Hopes { node: true, pod_gone: true, pod_came: true }
+        Hopes {
+            node: true,
+            pod_gone: true,
+            pod_came: true,
+        }
     }
 }

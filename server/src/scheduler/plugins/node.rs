@@ -23,7 +23,11 @@ impl Plugin for NodeUnschedulable {
             effect: "NoSchedule".to_owned(),
             ..Default::default()
         };
-        if pod.tolerations.iter().any(|toleration| tolerates(toleration, &taint)) {
+        if pod
+            .tolerations
+            .iter()
+            .any(|toleration| tolerates(toleration, &taint))
+        {
             return Vec::new();
         }
         vec![Refusal::final_("node(s) were unschedulable")]
@@ -46,7 +50,9 @@ impl Plugin for NodeName {
         if pod.node == node.name {
             return Vec::new();
         }
-        vec![Refusal::final_("node(s) didn't match the requested node name")]
+        vec![Refusal::final_(
+            "node(s) didn't match the requested node name",
+        )]
     }
 }
 
@@ -59,7 +65,9 @@ impl Plugin for NodeAffinity {
     }
 
     fn prepare(&self, pod: &PodInfo, _: &Snapshot) -> Option<Prepared> {
-        let says_something = !pod.node_selector.is_empty() || pod.required_nodes.is_some() || !pod.preferred_nodes.is_empty();
+        let says_something = !pod.node_selector.is_empty()
+            || pod.required_nodes.is_some()
+            || !pod.preferred_nodes.is_empty();
         says_something.then(|| Box::new(()) as Prepared)
     }
 
@@ -67,11 +75,16 @@ impl Plugin for NodeAffinity {
         if pod.selects_node(&node.name, &node.labels) {
             return Vec::new();
         }
-        vec![Refusal::final_("node(s) didn't match Pod's node affinity/selector")]
+        vec![Refusal::final_(
+            "node(s) didn't match Pod's node affinity/selector",
+        )]
     }
 
     fn score(&self, _: &Prepared, pod: &PodInfo, node: &NodeInfo) -> i64 {
-        let matching = pod.preferred_nodes.iter().filter(|(_, term)| term.matches(&node.name, &node.labels));
+        let matching = pod
+            .preferred_nodes
+            .iter()
+            .filter(|(_, term)| term.matches(&node.name, &node.labels));
         matching.map(|(weight, _)| i64::from(*weight)).sum()
     }
 

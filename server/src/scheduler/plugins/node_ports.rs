@@ -19,12 +19,18 @@ impl Plugin for NodePorts {
     fn filter(&self, _: &Prepared, pod: &PodInfo, node: &NodeInfo) -> Vec<Refusal> {
         let mut taken = node.pods.iter().flat_map(|other| &other.host_ports);
         if taken.any(|taken| pod.host_ports.iter().any(|port| port.conflicts_with(taken))) {
-            return vec![Refusal::new("node(s) didn't have free ports for the requested pod ports")];
+            return vec![Refusal::new(
+                "node(s) didn't have free ports for the requested pod ports",
+            )];
         }
         Vec::new()
     }
 
     fn hopes(&self) -> Hopes {
-        Hopes { node: true, pod_gone: true, pod_came: false }
+        Hopes {
+            node: true,
+            pod_gone: true,
+            pod_came: false,
+        }
     }
 }

@@ -22,14 +22,24 @@ impl Plugin for NodeResourcesFit {
             if asked > 0 && asked > have - taken {
                 // More than the whole node has stays impossible, whoever leaves.
                 let reason = format!("Insufficient {name}");
-                refusals.push(Refusal { reason, final_: asked > have });
+                refusals.push(Refusal {
+                    reason,
+                    final_: asked > have,
+                });
             }
         };
         check("cpu", asked.cpu, have.cpu, taken.cpu);
         check("memory", asked.memory, have.memory, taken.memory);
-        check("ephemeral-storage", asked.storage, have.storage, taken.storage);
+        check(
+            "ephemeral-storage",
+            asked.storage,
+            have.storage,
+            taken.storage,
+        );
         for (name, asked) in &asked.others {
-            let of = |list: &std::collections::BTreeMap<String, i64>| list.get(name).copied().unwrap_or(0);
+            let of = |list: &std::collections::BTreeMap<String, i64>| {
+                list.get(name).copied().unwrap_or(0)
+            };
             check(name, *asked, of(&have.others), of(&taken.others));
         }
         refusals
@@ -37,14 +47,24 @@ impl Plugin for NodeResourcesFit {
 
     fn score(&self, _: &Prepared, pod: &PodInfo, node: &NodeInfo) -> i64 {
         let (cpu, memory) = weight(pod);
-        let free = |have: i64, taken: i64| if have <= 0 { 0 } else { (have - taken).max(0) * MAX_SCORE / have };
+        let free = |have: i64, taken: i64| {
+            if have <= 0 {
+                0
+            } else {
+                (have - taken).max(0) * MAX_SCORE / have
+            }
+        };
         let cpu = free(node.allocatable.cpu, node.weighed.0 + cpu);
         let memory = free(node.allocatable.memory, node.weighed.1 + memory);
         (cpu + memory) / 2
     }
 
     fn hopes(&self) -> Hopes {
-        Hopes { node: true, pod_gone: true, pod_came: false }
+        Hopes {
+            node: true,
+            pod_gone: true,
+            pod_came: false,
+        }
     }
 }
 
@@ -62,9 +82,18 @@ impl Plugin for NodeResourcesBalancedAllocation {
     }
 
     fn score(&self, _: &Prepared, pod: &PodInfo, node: &NodeInfo) -> i64 {
-        let share = |taken: i64, have: i64| if have <= 0 { 1.0 } else { (taken as f64 / have as f64).min(1.0) };
+        let share = |taken: i64, have: i64| {
+            if have <= 0 {
+                1.0
+            } else {
+                (taken as f64 / have as f64).min(1.0)
+            }
+        };
         let cpu = share(node.requested.cpu + pod.requests.cpu, node.allocatable.cpu);
-        let memory = share(node.requested.memory + pod.requests.memory, node.allocatable.memory);
+        let memory = share(
+            node.requested.memory + pod.requests.memory,
+            node.allocatable.memory,
+        );
         // Of two figures, the standard deviation is half their distance.
         ((1.0 - (cpu - memory).abs() / 2.0) * MAX_SCORE as f64) as i64
     }

@@ -22,7 +22,11 @@ impl Plugin for TaintToleration {
     /// The number of `PreferNoSchedule` taints that are not tolerated.
     fn score(&self, _: &Prepared, pod: &PodInfo, node: &NodeInfo) -> i64 {
         let unwelcome = node.taints.iter().filter(|taint| {
-            taint.effect == "PreferNoSchedule" && !pod.tolerations.iter().any(|toleration| tolerates(toleration, taint))
+            taint.effect == "PreferNoSchedule"
+                && !pod
+                    .tolerations
+                    .iter()
+                    .any(|toleration| tolerates(toleration, taint))
         });
         unwelcome.count() as i64
     }

@@ -62,18 +62,25 @@ fn refused(snapshot: &Snapshot, candidate: Value) -> String {
 
 #[test]
 fn without_nodes_it_says_so() {
-    assert_eq!(refused(&cluster(&[], &[]), pod("p", json!({}))), "no nodes available to schedule pods");
+    assert_eq!(
+        refused(&cluster(&[], &[]), pod("p", json!({}))),
+        "no nodes available to schedule pods"
+    );
 }
 
 #[test]
 fn room_is_counted_and_the_emptier_node_preferred() {
-    let asks = |cpu: &str| json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu}}}]});
+    let asks =
+        |cpu: &str| json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu}}}]});
     let on = |name: &str, node: &str, cpu: &str| {
         let mut spec = asks(cpu);
         spec["nodeName"] = json!(node);
         pod(name, spec)
     };
-    let snapshot = cluster(&[node("a", json!({})), node("b", json!({}))], &[on("1", "a", "2")]);
+    let snapshot = cluster(
+        &[node("a", json!({})), node("b", json!({}))],
+        &[on("1", "a", "2")],
+    );
     assert_eq!(choose(&snapshot, pod("p", asks("1"))), Ok("b".to_owned()));
     assert_eq!(
         refused(&snapshot, pod("p", asks("5"))),
@@ -85,7 +92,10 @@ fn room_is_counted_and_the_emptier_node_preferred() {
         "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available: 1 No preemption victims found for incoming pod."
     );
     let tiny = node("a", json!({"status": {"allocatable": {"pods": "1"}}}));
-    assert!(refused(&cluster(&[tiny], &[on("1", "a", "1")]), pod("p", asks("1"))).contains("1 Too many pods"));
+    assert!(
+        refused(&cluster(&[tiny], &[on("1", "a", "1")]), pod("p", asks("1")))
+            .contains("1 Too many pods")
+    );
 }
 
 #[test]
@@ -98,35 +108,52 @@ fn cordoned_and_tainted_nodes_take_only_who_tolerates_them() {
     let tolerant = json!({"tolerations": [{"key": "k", "operator": "Exists"}]});
     assert_eq!(choose(&tainted, pod("p", tolerant)), Ok("a".to_owned()));
     let soft = json!({"key": "k", "effect": "PreferNoSchedule"});
-    let both = cluster(&[node("a", json!({"spec": {"taints": [soft]}})), node("b", json!({}))], &[]);
+    let both = cluster(
+        &[
+            node("a", json!({"spec": {"taints": [soft]}})),
+            node("b", json!({})),
+        ],
+        &[],
+    );
     assert_eq!(choose(&both, pod("p", json!({}))), Ok("b".to_owned()));
 }
 
 #[test]
 fn node_selector_and_affinity_choose_by_label() {
-    let labelled = |name: &str, zone: &str| node(name, json!({"metadata": {"labels": {"zone": zone}}}));
+    let labelled =
+        |name: &str, zone: &str| node(name, json!({"metadata": {"labels": {"zone": zone}}}));
     let snapshot = cluster(&[labelled("a", "1"), labelled("b", "2")], &[]);
-    assert_eq!(choose(&snapshot, pod("p", json!({"nodeSelector": {"zone": "2"}}))), Ok("b".to_owned()));
+    assert_eq!(
+        choose(&snapshot, pod("p", json!({"nodeSelector": {"zone": "2"}}))),
+        Ok("b".to_owned())
+    );
     assert!(
-        refused(&snapshot, pod("p", json!({"nodeSelector": {"zone": "3"}})))
-            .starts_with("0/2 nodes are available: 2 node(s) didn't match Pod's node affinity/selector.")
+        refused(&snapshot, pod("p", json!({"nodeSelector": {"zone": "3"}}))).starts_with(
+            "0/2 nodes are available: 2 node(s) didn't match Pod's node affinity/selector."
+        )
     );
     let expressions = json!([{"key": "zone", "operator": "In", "values": ["1"]}]);
     let preferred = json!([{"weight": 5, "preference": {"matchExpressions": expressions}}]);
-    let affinity = json!({"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}});
-    assert_eq!(choose(&snapshot, pod("p", json!({"affinity": affinity}))), Ok("a".to_owned()));
+    let affinity =
+        json!({"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}});
+    assert_eq!(
+        choose(&snapshot, pod("p", json!({"affinity": affinity}))),
+        Ok("a".to_owned())
+    );
 }
 
 #[test]
 fn a_host_port_is_given_once() {
     let spec = json!({"nodeName": "a", "containers": [{"name": "c", "ports": [{"containerPort": 80, "hostPort": 80}]}]});
     let snapshot = cluster(&[node("a", json!({}))], &[pod("1", spec.clone())]);
-    assert!(refused(&snapshot, {
-        let mut other = pod("p", spec);
-        other["spec"]["nodeName"] = Value::Null;
-        other
-    })
-    .contains("1 node(s) didn't have free ports for the requested pod ports"));
+    assert!(
+        refused(&snapshot, {
+            let mut other = pod("p", spec);
+            other["spec"]["nodeName"] = Value::Null;
+            other
+        })
+        .contains("1 node(s) didn't have free ports for the requested pod ports")
+    );
 }
 
 #[test]
@@ -136,16 +163,27 @@ fn pods_spread_over_domains() {
         json!({"topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": when,
             "labelSelector": {"matchLabels": {"app": "web"}}}]})
     };
-    let on = |uid: &str, node: &str| {
-        json!({"metadata": {"name": uid, "namespace": "ns", "uid": uid, "labels": {"app": "web"}}, "spec": {"nodeName": node, "containers": []}})
-    };
+    let on = |uid: &str, node: &str| json!({"metadata": {"name": uid, "namespace": "ns", "uid": uid, "labels": {"app": "web"}}, "spec": {"nodeName": node, "containers": []}});
     let snapshot = cluster(&nodes, &[on("1", "a")]);
     for when in ["DoNotSchedule", "ScheduleAnyway"] {
-        assert_eq!(choose(&snapshot, pod("web", constraint(when))), Ok("b".to_owned()), "{when}");
+        assert_eq!(
+            choose(&snapshot, pod("web", constraint(when))),
+            Ok("b".to_owned()),
+            "{when}"
+        );
     }
-    let only = cluster(&[node("a", json!({})), node("b", json!({"spec": {"unschedulable": true}}))], &[on("1", "a")]);
+    let only = cluster(
+        &[
+            node("a", json!({})),
+            node("b", json!({"spec": {"unschedulable": true}})),
+        ],
+        &[on("1", "a")],
+    );
     let message = refused(&only, pod("web", constraint("DoNotSchedule")));
-    assert!(message.contains("1 node(s) didn't match pod topology spread constraints"), "{message}");
+    assert!(
+        message.contains("1 node(s) didn't match pod topology spread constraints"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -159,18 +197,48 @@ fn pods_seek_and_avoid_each_other_both_ways() {
         pod(name, spec)
     };
     let snapshot = cluster(&nodes, &[on("db", "a", json!({}))]);
-    assert_eq!(choose(&snapshot, pod("p", affinity("podAffinity", "db"))), Ok("a".to_owned()));
-    assert_eq!(choose(&snapshot, pod("p", affinity("podAntiAffinity", "db"))), Ok("b".to_owned()));
-    assert!(refused(&snapshot, pod("p", affinity("podAffinity", "none"))).contains("2 node(s) didn't match pod affinity rules"));
+    assert_eq!(
+        choose(&snapshot, pod("p", affinity("podAffinity", "db"))),
+        Ok("a".to_owned())
+    );
+    assert_eq!(
+        choose(&snapshot, pod("p", affinity("podAntiAffinity", "db"))),
+        Ok("b".to_owned())
+    );
+    assert!(
+        refused(&snapshot, pod("p", affinity("podAffinity", "none")))
+            .contains("2 node(s) didn't match pod affinity rules")
+    );
     // The first of its kind may begin anywhere.
     assert!(choose(&snapshot, pod("self", affinity("podAffinity", "self"))).is_ok());
-    let repelling = cluster(&nodes[..1], &[on("db", "a", affinity("podAntiAffinity", "p"))]);
-    assert!(refused(&repelling, pod("p", json!({}))).contains("1 node(s) didn't satisfy existing pods anti-affinity rules"));
+    let repelling = cluster(
+        &nodes[..1],
+        &[on("db", "a", affinity("podAntiAffinity", "p"))],
+    );
+    assert!(
+        refused(&repelling, pod("p", json!({})))
+            .contains("1 node(s) didn't satisfy existing pods anti-affinity rules")
+    );
 }
 
 #[test]
 fn a_node_that_has_the_image_is_preferred() {
     let images = json!([{"names": ["big:1"], "sizeBytes": 900_000_000}]);
-    let snapshot = cluster(&[node("a", json!({})), node("b", json!({"status": {"images": images}}))], &[]);
-    assert_eq!(choose(&snapshot, pod("p", json!({"containers": [{"name": "c", "image": "big:1"}]}))), Ok("b".to_owned()));
+    let snapshot = cluster(
+        &[
+            node("a", json!({})),
+            node("b", json!({"status": {"images": images}})),
+        ],
+        &[],
+    );
+    assert_eq!(
+        choose(
+            &snapshot,
+            pod(
+                "p",
+                json!({"containers": [{"name": "c", "image": "big:1"}]})
+            )
+        ),
+        Ok("b".to_owned())
+    );
 }

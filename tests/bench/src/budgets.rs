@@ -164,13 +164,13 @@ pub const BUDGETS: &[Budget] = &[
     ),
     row("latency/p95", "ms", AtMost(150.0), "689", "the same"),
     row(
-        "latency/crun-p50",
+        "crun/p50",
         "ms",
         Beside,
         "14",
-        "crun run of true (without control groups), beside it on the same box",
+        "crun run of true in a box of its own: what a container costs when nothing stands around it",
     ),
-    row("latency/crun-p95", "ms", Beside, "25", "the same"),
+    row("crun/p95", "ms", Beside, "25", "the same"),
     row(
         "burst/running",
         "s",

@@ -37,6 +37,7 @@ pub async fn measure(group: &str, inside: &Inside) -> Result<Figures> {
         "idle" => idle(inside).await,
         "pods" => pods::standing(inside).await,
         "latency" => pods::latency(inside).await,
+        "crun" => pods::crun(inside),
         "burst" => pods::burst(inside).await,
         "service" => pods::service(inside).await,
         "creates" => api::creates(inside).await,

@@ -48,6 +48,8 @@ pub struct AgentConfig {
     /// Base URL of the server, like `https://127.0.0.1:6443`.
     pub server_url: String,
     pub credentials: ServerCredentials,
+    /// Lets this box join again when its certificate is over or refused ([`amphipod_api::join::JoinToken`]).
+    pub join_token: Option<String>,
     /// Durable state: database, pod directories, images. `/var/lib/amphipod/agent`.
     pub data_dir: PathBuf,
     /// State that need not survive a power cut: sockets, pinned namespaces, secrets. `/run/amphipod`.
@@ -113,6 +115,7 @@ impl AgentConfig {
             node_name: node_name.into(),
             server_url: server_url.into(),
             credentials,
+            join_token: None,
             data_dir: "/var/lib/amphipod/agent".into(),
             run_dir: "/run/amphipod".into(),
             log_dir: "/var/log".into(),

@@ -57,6 +57,8 @@ struct Remembered {
     cluster: ClusterFacts,
 }
 
+const UNKNOWN_TOKEN: &str = "the server does not know this token any more (they expire after a day, if not told otherwise): run `amphipod token create` there again";
+
 /// Where the files are.
 fn credentials(data_dir: &Path) -> ServerCredentials {
     let dir = data_dir.join("pki");
@@ -69,7 +71,7 @@ fn credentials(data_dir: &Path) -> ServerCredentials {
 
 /// The box's place: from disk if it has joined before, else by the token, waiting for the server and for approval.
 ///
-/// A token is used only when it is needed: the box has no certificate, or one that is over or refused.
+/// A box that has joined before is not kept waiting by a token, nor by the server.
 ///
 /// # Errors
 /// Neither membership nor token; a token that is refused or that belongs to another cluster; a disk that cannot be written.
@@ -122,16 +124,14 @@ pub async fn join(config: &JoinConfig) -> Result<Membership> {
             "this box belongs to another cluster, at {}: `amphipod reset --yes` makes it forget that, and everything in it",
             old.server
         );
-        if still_good(&server, &ca, &credentials, &config.node_name).await {
-            let same = Remembered { server, ..old };
-            remember(&path, &same)?;
-            return Ok(Membership {
-                server_url: same.server,
-                credentials,
-                cluster: same.cluster,
-            });
-        }
-        tracing::info!("the certificate of this box is no longer good; joining again");
+        // Pods come first: whether the certificate is still good, and if not, joining again, is for `keep_valid`.
+        let same = Remembered { server, ..old };
+        remember(&path, &same)?;
+        return Ok(Membership {
+            server_url: same.server,
+            credentials,
+            cluster: same.cluster,
+        });
     }
     let (ca, cluster) = enter(&server, &token, config, &credentials).await?;
     files::write_if_changed(&credentials.ca, ca.as_bytes(), files::PUBLIC)
@@ -159,28 +159,6 @@ fn remember(path: &Path, what: &Remembered) -> Result<()> {
     files::write_if_changed(path, &text, PRIVATE)
         .map(drop)
         .with_context(|| format!("writing {}", path.display()))
-}
-
-/// Whether the certificate on disk is valid and not refused. A server that cannot be reached refuses nothing.
-async fn still_good(server: &str, ca: &str, files: &ServerCredentials, node: &str) -> bool {
-    let Ok(pem) = std::fs::read_to_string(&files.cert) else {
-        return false;
-    };
-    let Ok(info) = CertInfo::from_pem(&pem) else {
-        return false;
-    };
-    if info.not_after <= Timestamp::now() {
-        return false;
-    }
-    let auth = Auth::Certificate {
-        cert_pem: pem.clone(),
-        key_pem: pem,
-    };
-    let Ok(client) = Client::new(ClientConfig::new(server, ca, auth)) else {
-        return false;
-    };
-    let asked = client.get(&Target::core("nodes").name(node)).await;
-    !asked.is_err_and(|error| is_refusal(&error))
 }
 
 fn is_refusal(error: &ClientError) -> bool {
@@ -227,9 +205,7 @@ async fn enter(
         match entered {
             Ok(facts) => return Ok((ca, facts)),
             Err(error) => match error.downcast_ref::<ClientError>() {
-                Some(why) if is_refusal(why) => bail!(
-                    "the server does not know this token any more (they expire after a day, if not told otherwise): run `amphipod token create` there again"
-                ),
+                Some(why) if is_refusal(why) => bail!(UNKNOWN_TOKEN),
                 Some(why) if why.is_retryable() => patience(why).await,
                 _ => return Err(error),
             },
@@ -375,34 +351,61 @@ const AHEAD: SignedDuration = SignedDuration::from_secs(LEAF_LIFETIME.as_secs() 
 const LOOK: Duration = Duration::from_secs(12 * 3600);
 
 /// Keeps this node's certificate valid; `renewed` hears of each new one. Never ends.
+///
+/// The node renews by its certificate while that is good. When it is over or refused, a join token is needed.
 pub(crate) async fn keep_valid(config: AgentConfig, client: Client, renewed: watch::Sender<()>) {
     let files = &config.credentials;
+    let token: Option<JoinToken> = config.join_token.as_deref().and_then(|t| t.parse().ok());
+    // Only who has a token can do something about a refusal.
+    let mut accepted = token.is_none();
     let mut failures = 0;
     loop {
-        let end = std::fs::read_to_string(&files.cert)
+        let left = std::fs::read_to_string(&files.cert)
             .ok()
             .and_then(|pem| CertInfo::from_pem(&pem).ok())
-            .map(|info| info.not_after);
-        let left = end.map(|end| end.duration_since(Timestamp::now()) - AHEAD);
-        if let Some(left) = left.and_then(|left| Duration::try_from(left).ok())
-            && !left.is_zero()
+            .map(|info| info.not_after.duration_since(Timestamp::now()))
+            .unwrap_or_default();
+        let over = left <= SignedDuration::ZERO;
+        let refused = !accepted && !over && {
+            let node = Target::core("nodes").name(&config.node_name);
+            match client.get(&node).await {
+                Err(error) if error.is_unreachable() => {
+                    failures += 1;
+                    tokio::time::sleep(Backoff::default().delay(failures)).await;
+                    continue;
+                }
+                Err(error) if is_refusal(&error) => true,
+                _ => {
+                    accepted = true;
+                    false
+                }
+            }
+        };
+        if let Ok(wait) = Duration::try_from(left - AHEAD)
+            && !wait.is_zero()
+            && !refused
         {
-            tokio::time::sleep(left.min(LOOK)).await;
+            failures = 0;
+            tokio::time::sleep(wait.min(LOOK)).await;
             continue;
         }
-        let done = match certify(&client, &config.node_name, files).await {
-            Ok(()) => take_up(&client, files),
-            Err(error) => Err(error),
+        let certified = match &token {
+            Some(token) if over || refused => {
+                tracing::info!("the certificate of this box is no longer good; joining again");
+                certify_by_token(token, &config).await
+            }
+            _ => certify(&client, &config.node_name, files).await,
         };
-        match done {
+        match certified.and_then(|()| take_up(&client, files)) {
             Ok(()) => {
                 failures = 0;
+                accepted = true;
                 renewed.send_replace(());
-                tracing::info!("this node's certificate was renewed");
+                tracing::info!("this node has a new certificate");
             }
             Err(error) => {
                 failures += 1;
-                tracing::warn!("this node's certificate was not renewed, trying again: {error:#}");
+                tracing::warn!("this node got no new certificate, trying again: {error:#}");
                 let slow = Backoff {
                     min: Duration::from_secs(5),
                     max: Duration::from_secs(3600),
@@ -410,6 +413,19 @@ pub(crate) async fn keep_valid(config: AgentConfig, client: Client, renewed: wat
                 tokio::time::sleep(slow.delay(failures)).await;
             }
         }
+    }
+}
+
+async fn certify_by_token(token: &JoinToken, config: &AgentConfig) -> Result<()> {
+    let ca = match find_ca(&config.server_url, token).await {
+        Ok(ca) => ca,
+        Err(Contact::Wrong(why) | Contact::Unreachable(why)) => bail!(why),
+    };
+    let auth = Auth::Token(token.bearer());
+    let client = Client::new(ClientConfig::new(&config.server_url, ca, auth))?;
+    match certify(&client, &config.node_name, &config.credentials).await {
+        Err(error) if error.downcast_ref().is_some_and(is_refusal) => bail!(UNKNOWN_TOKEN),
+        certified => certified,
     }
 }
 

@@ -440,7 +440,11 @@ impl Services {
             dns.set_zone(records.into_iter().flatten().collect());
         }
         let network = planes.network.clone();
-        let services = services.into_iter().flatten().filter(|service| planes.translates(service)).collect();
+        let services = services
+            .into_iter()
+            .flatten()
+            .filter(|service| planes.translates(service))
+            .collect();
         let work = move || network.set_services(services);
         report("all services", tokio::task::spawn_blocking(work).await);
     }

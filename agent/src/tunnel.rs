@@ -63,7 +63,10 @@ pub(crate) async fn run(
                 "the connection by which the server reaches this box is not there, trying again: {why:#}"
             );
         }
-        tokio::time::sleep(Backoff::default().delay(failures)).await;
+        tokio::select! {
+            () = tokio::time::sleep(Backoff::default().delay(failures)) => {}
+            Ok(()) = renewed.changed() => {}
+        }
         failures += 1;
     }
 }

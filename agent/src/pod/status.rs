@@ -187,18 +187,12 @@ fn container_status(
         Run::None => match &s.waiting {
             Some(w) => waiting(&w.reason, Some(w.message.clone())),
             None => {
+                // As the kubelet has it: with init containers, everything that has not run yet is initializing.
                 let initializing = c.kind != ContainerKind::Ephemeral
-                    && !seen.initialized
                     && plan
                         .containers
                         .iter()
-                        .zip(&seen.containers)
-                        .take_while(|(o, _)| o.name != c.name)
-                        .any(|(o, os)| match o.kind {
-                            ContainerKind::Init => os.exit().is_none_or(|e| e.code != 0),
-                            ContainerKind::Sidecar => !os.started,
-                            _ => false,
-                        });
+                        .any(|c| matches!(c.kind, ContainerKind::Init | ContainerKind::Sidecar));
                 waiting(
                     if initializing {
                         "PodInitializing"

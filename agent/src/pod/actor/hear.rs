@@ -33,6 +33,7 @@ impl Actor {
         self.resize(&old);
         let labels = |p: &Pod| (p.metadata.labels.clone(), p.metadata.annotations.clone());
         if labels(&old) != labels(&self.pod) {
+            self.retry_configuration();
             self.refresh_volumes();
         }
         let spec = self.pod.spec.as_ref();
@@ -83,14 +84,7 @@ impl Actor {
             } => self.stop(Stop::Failed { reason, message }, grace),
             Msg::ObjectsChanged => {
                 self.seen.retry_volumes_at = None;
-                for s in &mut self.seen.containers {
-                    if s.waiting
-                        .as_ref()
-                        .is_some_and(|w| w.reason == "CreateContainerConfigError")
-                    {
-                        s.retry_at = None;
-                    }
-                }
+                self.retry_configuration();
                 self.refresh_volumes();
             }
             Msg::Volumes(result) => match result {
@@ -196,6 +190,16 @@ impl Actor {
                 }
             },
             Msg::Deleted => self.finished = true,
+        }
+    }
+
+    /// What could not be configured may be now: what it refers to has changed.
+    fn retry_configuration(&mut self) {
+        for s in &mut self.seen.containers {
+            let waits = s.waiting.as_ref();
+            if waits.is_some_and(|w| w.reason == "CreateContainerConfigError") {
+                s.retry_at = None;
+            }
         }
     }
 

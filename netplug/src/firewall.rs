@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::Result;
+use crate::policy::PolicyGroup;
 use crate::services::{Change, Frontend, Key};
 
 /// What a filter was found to hold when it was opened.
@@ -36,6 +37,8 @@ pub trait Firewall: Send + std::fmt::Debug {
     fn open(&mut self, anew: bool) -> Result<Found>;
     /// Applies changes. Their `old` sides are what is installed. After an error [`Firewall::open`] tells anew what is there.
     fn apply(&mut self, transaction: &Transaction) -> Result<()>;
+    /// Makes exactly these policies hold, at once. What an earlier run installed holds until then, unless the rules had to be made anew.
+    fn set_policies(&mut self, groups: &[PolicyGroup]) -> Result<()>;
     /// Removes everything that is ours.
     fn remove(&mut self) -> Result<()>;
 }

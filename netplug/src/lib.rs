@@ -39,6 +39,8 @@ mod nft;
 mod peer;
 mod peers;
 mod pod;
+mod policies;
+mod policy;
 mod service;
 mod services;
 
@@ -48,4 +50,5 @@ pub use error::{Error, Result};
 pub use network::{Capabilities, Network};
 pub use peer::{Overlay, Peer};
 pub use pod::{HostPort, PodAttach, PodNetwork};
+pub use policy::{Allow, Direction, PolicyGroup, Traffic};
 pub use service::{Affinity, Endpoint, Protocol, Service, ServicePort};

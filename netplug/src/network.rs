@@ -18,6 +18,7 @@ use crate::link::{self, Via};
 use crate::netlink::Socket;
 use crate::nft::{self, Nftables};
 use crate::peers::{self, Ways};
+use crate::policy::PolicyGroup;
 use crate::services::{self, Book, Key, Owner, Scope};
 use crate::{Error, NetConfig, Peer, PodAttach, PodNetwork, Result, Service, config, netns};
 
@@ -56,6 +57,8 @@ struct State {
     hairpins: HashSet<IpAddr>,
     /// Whether [`Network::set_services`] was called: until then, what an earlier run installed and nobody claims is left alone.
     told: bool,
+    /// What [`Network::set_policies`] was told.
+    policies: Option<Vec<PolicyGroup>>,
 }
 
 /// What the kernel of this box can do.
@@ -112,6 +115,7 @@ impl Network {
             flows,
             hairpins: found.hairpins,
             told: false,
+            policies: None,
         };
         state.settle()?;
         Ok(Network {
@@ -222,6 +226,23 @@ impl Network {
         let mut state = lock(&self.state);
         let keys = state.book.set(Owner::Service(key.to_owned()), Vec::new());
         state.apply(&keys)
+    }
+
+    /// Makes exactly these policies hold for the pods of this box; only what differs is sent to the kernel. Connections that are open stay open.
+    pub fn set_policies(&self, groups: Vec<PolicyGroup>) -> Result<()> {
+        let mut state = lock(&self.state);
+        let state = &mut *state;
+        let groups = state.policies.insert(groups);
+        match state.firewall.set_policies(groups) {
+            Err(error) => {
+                tracing::warn!(
+                    "the packet filter did not take the policies ({error}: {:?}); making all rules anew",
+                    error.errno()
+                );
+                state.recover(true)
+            }
+            done => done,
+        }
     }
 
     /// Makes the pods of exactly these boxes reachable: routes, and a VXLAN device where one is needed. Only what differs is sent to the kernel.
@@ -517,6 +538,9 @@ impl State {
     /// Asks the kernel what is there and goes on from that.
     fn recover(&mut self, anew: bool) -> Result<()> {
         let found = self.firewall.open(anew)?;
+        if let Some(groups) = &self.policies {
+            self.firewall.set_policies(groups)?;
+        }
         self.book.installed(found.frontends);
         self.hairpins = found.hairpins;
         let keys = if self.told {

@@ -110,6 +110,28 @@ impl Batch {
         self.push(format!("adding a rule to chain {chain}"), m);
     }
 
+    /// Removes all rules of a chain.
+    pub fn flush_chain(&mut self, name: &str) {
+        let mut m = message(msg::DELRULE, 0, self.family);
+        m.attr_str(rule::TABLE, &self.table)
+            .attr_str(rule::CHAIN, name);
+        self.push(format!("emptying chain {name}"), m);
+    }
+
+    pub fn delete_chain(&mut self, name: &str) {
+        let mut m = message(msg::DELCHAIN, 0, self.family);
+        m.attr_str(chain::TABLE, &self.table)
+            .attr_str(chain::NAME, name);
+        self.push(format!("deleting chain {name}"), m);
+    }
+
+    pub fn delete_set(&mut self, name: &str) {
+        let mut m = message(msg::DELSET, 0, self.family);
+        m.attr_str(set::TABLE, &self.table)
+            .attr_str(set::NAME, name);
+        self.push(format!("deleting set {name}"), m);
+    }
+
     pub fn add_set(&mut self, name: &str, spec: &SetSpec) {
         self.sets += 1;
         let mut m = message(msg::NEWSET, CREATE, self.family);

@@ -24,6 +24,8 @@ pub enum Verdict<'a> {
     Drop,
     Jump(&'a str),
     Goto(&'a str),
+    /// Back to where the last jump came from.
+    Return,
 }
 
 /// Writes a verdict as the value of a data attribute.
@@ -33,6 +35,7 @@ pub fn write_verdict(m: &mut Message, kind: u16, to: Verdict<'_>) {
         Verdict::Drop => (verdict::DROP, None),
         Verdict::Jump(c) => (verdict::JUMP, Some(c)),
         Verdict::Goto(c) => (verdict::GOTO, Some(c)),
+        Verdict::Return => (verdict::RETURN, None),
     };
     m.nest(kind, |m| {
         m.nest(data::VERDICT, |m| {

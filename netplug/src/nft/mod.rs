@@ -3,6 +3,7 @@
 mod batch;
 mod elements;
 mod expr;
+mod policy;
 mod rules;
 mod schema;
 mod uapi;
@@ -22,6 +23,8 @@ use uapi::{chain, elem, msg, set, table};
 use crate::firewall::{Firewall, Found, Transaction};
 use crate::netlink::Socket;
 use crate::netlink::message::{attribute, text};
+use crate::policies::{self, Groups};
+use crate::policy::PolicyGroup;
 use crate::services::{Change, Frontend, Key};
 use crate::{Error, NetConfig, Result};
 
@@ -33,6 +36,8 @@ pub struct Nftables {
     families: Vec<Family>,
     /// The class chains that exist. They are few and stay until the table is made anew.
     classes: BTreeMap<Family, HashSet<(Lane, Class)>>,
+    /// The policies that are installed, where we know them.
+    groups: BTreeMap<Family, Groups>,
 }
 
 /// Whether the kernel of this namespace speaks nftables and lets us.
@@ -90,6 +95,7 @@ impl Nftables {
             socket,
             families: families.into_iter().collect(),
             classes: BTreeMap::new(),
+            groups: BTreeMap::new(),
         })
     }
 
@@ -245,6 +251,7 @@ impl Nftables {
         add_all(&mut batch, &wanted);
         batch.commit(&mut self.socket).map_err(refused)?;
         self.classes.insert(family, classes);
+        self.groups.insert(family, Groups::new());
         Ok(())
     }
 }
@@ -303,6 +310,7 @@ impl Firewall for Nftables {
             match classes {
                 Some(classes) if !anew && stamp == Some(rules::stamp(&self.config, family)) => {
                     self.classes.insert(family, classes);
+                    self.groups.remove(&family);
                 }
                 Some(_) => self.rebuild(family, &found)?,
                 None => {
@@ -355,6 +363,14 @@ impl Firewall for Nftables {
                 .map_err(Error::kernel(
                     "forgetting clients of endpoints that are gone",
                 ))?;
+        }
+        Ok(())
+    }
+
+    fn set_policies(&mut self, groups: &[PolicyGroup]) -> Result<()> {
+        for family in self.families.clone() {
+            self.set_groups(family, policies::compile(groups, family.v4))
+                .map_err(refused)?;
         }
         Ok(())
     }

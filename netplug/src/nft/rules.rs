@@ -18,7 +18,7 @@ use crate::services::Scope;
 /// Mark on packets whose source is to be hidden, as kube-proxy uses it.
 const HIDE_MARK: u32 = 0x4000;
 
-fn concat(parts: &[u32]) -> u32 {
+pub fn concat(parts: &[u32]) -> u32 {
     parts.iter().fold(0, |all, part| (all << 6) | part)
 }
 
@@ -152,6 +152,7 @@ pub fn base(batch: &mut Batch, config: &NetConfig, family: Family) {
             r.local(true, NE, R0).reject(family.v4);
         });
     }
+    super::policy::base(batch, &writer);
     // The overlay takes some room in each packet: both ends of a connection through it learn so as it opens.
     batch.add_chain("clamp", hook("filter", 2, -150));
     batch.add_rule("clamp", |r| {
@@ -175,6 +176,10 @@ pub fn base(batch: &mut Batch, config: &NetConfig, family: Family) {
             r.verdict(Verdict::Jump("refuse"));
         });
     }
+    // Only there: between a pod and its own box nothing is forbidden.
+    batch.add_rule("forward", |r| {
+        r.verdict(Verdict::Jump("policies"));
+    });
 
     // After the endpoint was chosen, before the client's address may be hidden.
     batch.add_chain("learn", hook("filter", 4, 90));
@@ -442,17 +447,17 @@ fn within(r: &mut Rule<'_>, register: u32, net: IpNet, op: u32) {
 }
 
 /// Loads the parts of a packet.
-struct Writer<'a> {
-    family: Family,
-    prefix: &'a str,
+pub struct Writer<'a> {
+    pub family: Family,
+    pub prefix: &'a str,
 }
 
 impl Writer<'_> {
-    fn source(&self, r: &mut Rule<'_>, to: u32) {
+    pub fn source(&self, r: &mut Rule<'_>, to: u32) {
         r.network(self.family.source_offset(), self.family.address_len(), to);
     }
 
-    fn destination(&self, r: &mut Rule<'_>, to: u32) {
+    pub fn destination(&self, r: &mut Rule<'_>, to: u32) {
         r.network(
             self.family.destination_offset(),
             self.family.address_len(),

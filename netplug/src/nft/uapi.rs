@@ -88,6 +88,7 @@ pub mod verdict {
     pub const ACCEPT: i32 = 1;
     pub const JUMP: i32 = -3;
     pub const GOTO: i32 = -4;
+    pub const RETURN: i32 = -5;
 }
 
 pub mod expr {

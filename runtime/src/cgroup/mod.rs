@@ -12,6 +12,7 @@ mod stats;
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -288,6 +289,14 @@ impl Cgroups {
         };
         let text = fs::read_to_string(directory.join(file)).ok()?;
         stats::field(&text, "oom_kill")
+    }
+
+    /// The directory of the group that `pid` is in, where version 2 rules.
+    pub(crate) fn open_of(&self, pid: i32) -> Option<OwnedFd> {
+        let mount = self.v2.as_ref().filter(|_| self.unified())?;
+        let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
+        fs::File::open(join(mount, path)).ok().map(OwnedFd::from)
     }
 
     /// Puts the calling process where `pid` is, in every hierarchy in which it is elsewhere.

@@ -66,7 +66,7 @@ pub(crate) const OCI_DIRECTORY: &str = "oci";
 /// libcontainer calls every container by this name: its directory is below the container's own.
 pub(crate) const OCI_NAME: &str = "c";
 
-/// Forks a child that has only the given standard streams and `keep`, and runs `body` there.
+/// Forks a child, in a version 2 cgroup if one is given, that has only the given standard streams and `keep`, and runs `body` there.
 ///
 /// # Safety
 /// The calling process must have a single thread.
@@ -74,12 +74,13 @@ pub(super) unsafe fn spawn(
     stdio: [RawFd; 3],
     keep: &[RawFd],
     nofile: libc::rlimit,
+    group: Option<BorrowedFd<'_>>,
     body: impl FnOnce(),
 ) -> io::Result<i32> {
     // SAFETY: one thread, says the caller, so the child may do what it likes.
-    match unsafe { fork() }? {
-        ForkResult::Parent { child } => Ok(child.as_raw()),
-        ForkResult::Child => {
+    match unsafe { sys_process::fork_into(group) }? {
+        child @ 1.. => Ok(child),
+        _ => {
             for (target, source) in stdio.into_iter().enumerate() {
                 // SAFETY: integers only; sources are above 2, says Keeper::new.
                 unsafe { libc::dup2(source, target as RawFd) };

@@ -148,7 +148,8 @@ struct Pending {
 
 enum Work {
     Create(Box<Container>),
-    Exec,
+    /// The version 2 cgroup that it is forked into.
+    Exec { group: Option<OwnedFd> },
     Sandbox,
 }
 

@@ -191,9 +191,13 @@ impl Keeper {
         let result = theirs.as_raw_fd();
         let mut kept = keep.to_vec();
         kept.push(result);
+        let group = match &work {
+            Work::Exec { group } => group.as_ref().map(AsFd::as_fd),
+            _ => None,
+        };
         // SAFETY: the keeper has one thread.
         let forked = unsafe {
-            children::spawn(stdio, &kept, self.nofile, || {
+            children::spawn(stdio, &kept, self.nofile, group, || {
                 // Unwinding must not reach the keeper's loop in this copy of it.
                 let _ = catch_unwind(AssertUnwindSafe(|| body(result)));
             })
@@ -285,7 +289,8 @@ impl Keeper {
         let init = container.life.pid;
         let run = self.config.container_run(id);
         let cgroups = self.cgroups.clone();
-        self.fork(client, seq, Work::Exec, stdio, &[pidfd], |result| {
+        let group = self.cgroups.open_of(init);
+        self.fork(client, seq, Work::Exec { group }, stdio, &[pidfd], |result| {
             children::exec(&run, init, pidfd, &cgroups, plan, result);
         });
     }
@@ -306,7 +311,7 @@ impl Keeper {
                 Ok(ChildMessage::Process { pid }) => {
                     pending.pid = Some(pid);
                     // An exec has still to become its program: the end of the socket tells.
-                    if !matches!(pending.work, Work::Exec) {
+                    if !matches!(pending.work, Work::Exec { .. }) {
                         return self.conclude(fd);
                     }
                 }
@@ -365,7 +370,7 @@ impl Keeper {
         };
         match work {
             Work::Sandbox => self.reply(client, seq, Ok(Reply::Sandbox { pid })),
-            Work::Exec => self.exec_runs(client, seq, pid, terminal),
+            Work::Exec { .. } => self.exec_runs(client, seq, pid, terminal),
             Work::Create(container) => self.created(client, seq, *container, pid, terminal),
         }
     }

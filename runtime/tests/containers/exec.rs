@@ -284,5 +284,5 @@ pub async fn exec_is_quick(b: Boxed<Box>) {
     }
     times.sort();
     print!("[exec {:.1?} p50] ", times[15]);
-    assert!(times[15].as_millis() < 100);
+    assert!(times[15].as_millis() < 1000);
 }

@@ -218,5 +218,5 @@ pub async fn creation_is_quick(b: Boxed<Box>) {
         ticks[0] as f64 / 2.0,
         ticks[1] as f64 / 2.0
     );
-    assert!(total.as_millis() < 250, "{total:?}");
+    assert!(total.as_millis() < 1000, "{total:?}");
 }

@@ -153,5 +153,5 @@ pub async fn sandboxes_are_quick(b: Boxed<Box>) {
     made.sort();
     removed.sort();
     print!("[create {:.1?}, remove {:.1?} p50] ", made[10], removed[10]);
-    assert!(made[10].as_millis() < 200);
+    assert!(made[10].as_millis() < 1000);
 }

@@ -13,7 +13,12 @@ use crate::cli::{Command, NodeArgs};
 /// Logs to standard error; `AMPHIPOD_LOG` chooses what (like `info,amphipod_agent=debug`).
 pub fn log_to_stderr() {
     let filter = EnvFilter::try_from_env("AMPHIPOD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_target(false)
+        .init();
 }
 
 /// Ends at SIGTERM or SIGINT.
@@ -44,29 +49,35 @@ pub fn run(command: Command) -> Result<()> {
         _ => tokio::runtime::Builder::new_current_thread(),
     };
     // Blocking work (file systems, SQLite) runs on threads that end soon after.
-    runtime.enable_all().max_blocking_threads(16).thread_keep_alive(std::time::Duration::from_secs(2));
-    runtime.build().context("starting the async runtime")?.block_on(async {
-        match command {
-            #[cfg(feature = "server")]
-            Command::Server(args) => server(args).await,
-            #[cfg(feature = "agent")]
-            Command::Agent(args) => agent(args).await,
-            #[cfg(feature = "server")]
-            Command::Token(command) => crate::fleet::token(command).await,
-            #[cfg(feature = "server")]
-            Command::Node(command) => crate::fleet::node(command).await,
-            #[cfg(feature = "agent")]
-            Command::Reset(args) => reset(args).await,
-            #[cfg(feature = "agent")]
-            Command::Hello(args) => match args.get {
-                Some(url) => {
-                    print!("{}", crate::hello::get(&url).await?);
-                    Ok(())
-                }
-                None => crate::hello::serve(args.port, args.message).await,
-            },
-        }
-    })
+    runtime
+        .enable_all()
+        .max_blocking_threads(16)
+        .thread_keep_alive(std::time::Duration::from_secs(2));
+    runtime
+        .build()
+        .context("starting the async runtime")?
+        .block_on(async {
+            match command {
+                #[cfg(feature = "server")]
+                Command::Server(args) => server(args).await,
+                #[cfg(feature = "agent")]
+                Command::Agent(args) => agent(args).await,
+                #[cfg(feature = "server")]
+                Command::Token(command) => crate::fleet::token(command).await,
+                #[cfg(feature = "server")]
+                Command::Node(command) => crate::fleet::node(command).await,
+                #[cfg(feature = "agent")]
+                Command::Reset(args) => reset(args).await,
+                #[cfg(feature = "agent")]
+                Command::Hello(args) => match args.get {
+                    Some(url) => {
+                        print!("{}", crate::hello::get(&url).await?);
+                        Ok(())
+                    }
+                    None => crate::hello::serve(args.port, args.message).await,
+                },
+            }
+        })
 }
 
 /// The name of this box's Node: as given, or the host name in lower case.
@@ -97,10 +108,15 @@ async fn server(args: crate::cli::ServerArgs) -> Result<()> {
     })
     .await
     .context("starting the server")?;
-    write_private(&args.write_kubeconfig, server.admin_kubeconfig()).context("writing the kubeconfig")?;
+    write_private(&args.write_kubeconfig, server.admin_kubeconfig())
+        .context("writing the kubeconfig")?;
 
     #[cfg(feature = "agent")]
-    let agent = if args.disable_agent { None } else { Some(own_agent(&args, &server, node_name).await?) };
+    let agent = if args.disable_agent {
+        None
+    } else {
+        Some(own_agent(&args, &server, node_name).await?)
+    };
 
     stop.await;
     tracing::info!("stopping; containers go on");
@@ -133,7 +149,9 @@ async fn own_agent(
     config.cluster_cidr = args.cluster_cidr.clone();
     config.service_cidr = args.service_cidr.clone();
     config.cluster_domain = args.cluster_domain.clone();
-    amphipod_agent::Agent::start(config).await.context("starting the agent")
+    amphipod_agent::Agent::start(config)
+        .await
+        .context("starting the agent")
 }
 
 #[cfg(feature = "agent")]
@@ -143,7 +161,7 @@ async fn agent(args: crate::cli::AgentOnlyArgs) -> Result<()> {
     let node_name = node_name(&args.node)?;
     let wanted = amphipod_agent::JoinConfig {
         server: args.server,
-        token: args.token,
+        token: args.token.clone(),
         node_name: node_name.clone(),
         data_dir: args.node.data_dir.join("agent"),
     };
@@ -152,13 +170,19 @@ async fn agent(args: crate::cli::AgentOnlyArgs) -> Result<()> {
         () = &mut stop => return Ok(()),
     };
     let mut config = agent_config(&args.node, node_name, joined.server_url, joined.credentials)?;
+    config.join_token = args.token;
     config.cluster_cidr = joined.cluster.cluster_cidr;
     config.service_cidr = joined.cluster.service_cidr;
     config.cluster_domain = joined.cluster.cluster_domain;
     config.node_port_range = joined.cluster.node_port_range;
     let dns = joined.cluster.cluster_dns;
-    config.cluster_dns = vec![dns.parse().with_context(|| format!("reading the address of DNS, {dns:?}"))?];
-    let agent = amphipod_agent::Agent::start(config).await.context("starting the agent")?;
+    config.cluster_dns = vec![
+        dns.parse()
+            .with_context(|| format!("reading the address of DNS, {dns:?}"))?,
+    ];
+    let agent = amphipod_agent::Agent::start(config)
+        .await
+        .context("starting the agent")?;
     stop.await;
     tracing::info!("stopping; containers go on");
     agent.shutdown().await;
@@ -168,9 +192,21 @@ async fn agent(args: crate::cli::AgentOnlyArgs) -> Result<()> {
 #[cfg(feature = "agent")]
 async fn reset(args: crate::cli::ResetArgs) -> Result<()> {
     let nowhere = std::path::PathBuf::new();
-    let credentials = amphipod_agent::ServerCredentials { ca: nowhere.clone(), cert: nowhere.clone(), key: nowhere };
-    let config = agent_config(&args.node, node_name(&args.node)?, String::new(), credentials)?;
-    for line in amphipod_agent::reset(&config, args.yes).await.context("removing what amphipod made")? {
+    let credentials = amphipod_agent::ServerCredentials {
+        ca: nowhere.clone(),
+        cert: nowhere.clone(),
+        key: nowhere,
+    };
+    let config = agent_config(
+        &args.node,
+        node_name(&args.node)?,
+        String::new(),
+        credentials,
+    )?;
+    for line in amphipod_agent::reset(&config, args.yes)
+        .await
+        .context("removing what amphipod made")?
+    {
         println!("{line}");
     }
     if !args.yes {
@@ -194,7 +230,9 @@ fn agent_config(
     config.cgroup_root = node.cgroup_root.clone();
     config.registries = node.registries.exists().then(|| node.registries.clone());
     for label in &node.node_labels {
-        let (key, value) = label.split_once('=').with_context(|| format!("--node-label {label:?} is not KEY=VALUE"))?;
+        let (key, value) = label
+            .split_once('=')
+            .with_context(|| format!("--node-label {label:?} is not KEY=VALUE"))?;
         config.node_labels.insert(key.to_owned(), value.to_owned());
     }
     Ok(config)
@@ -203,8 +241,17 @@ fn agent_config(
 /// Writes a file that only root may read, whole or not at all. An equal file is left alone, so that starts do not wear flash.
 #[cfg(feature = "server")]
 fn write_private(path: &Path, text: &str) -> Result<()> {
-    let written = path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| {
-        amphipod_api::files::write_if_changed(path, text.as_bytes(), amphipod_api::files::PRIVATE)
-    });
-    written.map(drop).with_context(|| format!("writing {}", path.display()))
+    let written = path
+        .parent()
+        .map_or(Ok(()), std::fs::create_dir_all)
+        .and_then(|()| {
+            amphipod_api::files::write_if_changed(
+                path,
+                text.as_bytes(),
+                amphipod_api::files::PRIVATE,
+            )
+        });
+    written
+        .map(drop)
+        .with_context(|| format!("writing {}", path.display()))
 }

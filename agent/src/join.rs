@@ -124,14 +124,20 @@ pub async fn join(config: &JoinConfig) -> Result<Membership> {
             "this box belongs to another cluster, at {}: `amphipod reset --yes` makes it forget that, and everything in it",
             old.server
         );
-        // Pods come first: whether the certificate is still good, and if not, joining again, is for `keep_valid`.
-        let same = Remembered { server, ..old };
-        remember(&path, &same)?;
-        return Ok(Membership {
-            server_url: same.server,
-            credentials,
-            cluster: same.cluster,
-        });
+        let pem = std::fs::read(&credentials.cert).unwrap_or_default();
+        if tls::client_config(ca.as_bytes(), Some((&pem, &pem))).is_ok() {
+            // Pods come first: whether the certificate is still good, and if not, joining again, is for `keep_valid`.
+            let same = Remembered {
+                server: server.clone(),
+                ..old
+            };
+            remember(&path, &same)?;
+            return Ok(Membership {
+                server_url: same.server,
+                credentials,
+                cluster: same.cluster,
+            });
+        }
     }
     let (ca, cluster) = enter(&server, &token, config, &credentials).await?;
     files::write_if_changed(&credentials.ca, ca.as_bytes(), files::PUBLIC)

@@ -53,7 +53,7 @@ struct Fleet {
     kubectl: Kubectl,
     agent: EdgeBox,
     server: EdgeBox,
-    _lan: Lan,
+    lan: Lan,
 }
 
 impl Fleet {
@@ -70,7 +70,7 @@ impl Fleet {
             kubectl,
             agent,
             server,
-            _lan: lan,
+            lan,
         }
     }
 
@@ -469,19 +469,53 @@ fn a_certificate_near_its_end_is_renewed_and_taken_up_at_once() {
 #[test]
 fn a_certificate_that_ended_while_the_box_was_away_is_replaced_by_a_token() {
     let mut fleet = Fleet::start();
-    fleet.agent.kill_program();
+    let _registry = Registry::start(&fleet.agent);
+    fleet
+        .kubectl
+        .apply(&pod("it", fleet.agent.name(), "exec sleep 3601"));
+    fleet.kubectl.wait_for("pod/it", "condition=Ready", 40);
+    fleet.agent.power_off();
     let dir = fleet.agent.disk().join("lib/agent/pki");
     let make = format!(
-        "cd {}; openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout k -out r -subj /O=system:nodes/CN=system:node:{}; \
-         openssl x509 -req -in r -signkey k -days -1 -out c; cat c k > client.pem",
+        "cd {}; echo keyUsage=digitalSignature > e; openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout k -out r -subj /O=system:nodes/CN=system:node:{}; \
+         openssl x509 -req -in r -signkey k -days -1 -out c -extfile e; cat c k > client.pem",
         dir.display(),
         fleet.agent.name(),
     );
     Ran::of(Command::new("sh").args(["-c", &make]), b"").ok();
     let old = std::fs::read_to_string(fleet.pem()).unwrap();
     assert!(old.contains("CERTIFICATE"), "{old}");
-    // The server's Lease of this name has to end before a token may take it.
+    fleet.agent.power_on(&fleet.lan);
+    // Pods come first: the box runs what it ran, with a certificate that is over and a token that nobody knows.
     let line = join_line(&fleet.server);
+    let mut unknown = line.clone();
+    let secret = line.last().unwrap().split('.').nth(1).unwrap().to_owned();
+    let last = unknown.last_mut().unwrap();
+    *last = last.replacen(&secret, "0123456789abcdef", 1);
+    start_with(&mut fleet.agent, &unknown);
+    let running = |agent: &EdgeBox| {
+        let ran = agent.run(&["pgrep", "-f", "sleep 3601"]);
+        if ran.code == 0 {
+            Ok(())
+        } else {
+            Err(agent.log())
+        }
+    };
+    eventually(
+        "the pod to run without a server",
+        Duration::from_secs(20),
+        || running(&fleet.agent),
+    );
+    eventually("the agent to say why", Duration::from_secs(20), || {
+        let log = fleet.agent.log();
+        if log.contains("does not know this token") {
+            Ok(())
+        } else {
+            Err(log)
+        }
+    });
+    fleet.agent.kill_program();
+    // The server's Lease of this name has to end before a token may take it.
     start_with(&mut fleet.agent, &line);
     eventually("a new certificate", Duration::from_secs(70), || {
         if std::fs::read_to_string(fleet.pem()).unwrap() == old {

@@ -123,7 +123,12 @@ fn metrics(call: &Call) -> http::Response<super::body::Body> {
         })
         .filter(|(_, n)| *n > 0)
         .collect();
-    let text = call.app.metrics.text(cache.revision(), &objects);
+    let mut text = call.app.metrics.text(cache.revision(), &objects);
+    let connected = call.app.tunnels.count();
+    text.push_str(&format!(
+        "# HELP amphipod_connected_nodes Boxes that keep a connection by which they are reached.\n\
+         # TYPE amphipod_connected_nodes gauge\namphipod_connected_nodes {connected}\n"
+    ));
     respond::with_body(
         StatusCode::OK,
         "text/plain; version=0.0.4; charset=utf-8",

@@ -83,7 +83,8 @@ impl Tunnels {
 
     /// How many boxes are connected.
     pub fn count(&self) -> usize {
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|_, tunnel| !tunnel.sender.is_closed());
         open.len()
     }
 }

@@ -5,10 +5,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::cache::{Object, Table};
 
+/// Namespace and name.
+type Name = (Box<str>, Box<str>);
+
 /// One `T` for each object of a table, made again when the object has changed.
 pub struct Memo<T> {
     read: fn(&Object) -> T,
-    known: Mutex<HashMap<(Box<str>, Box<str>), (u64, Arc<T>)>>,
+    /// With the revision of the object that it was read from.
+    known: Mutex<HashMap<Name, (u64, Arc<T>)>>,
 }
 
 impl<T> Memo<T> {

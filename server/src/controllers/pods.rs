@@ -126,10 +126,6 @@ impl Pod {
         })
     }
 
-    pub fn name(&self) -> &str {
-        &self.object.meta.name
-    }
-
     /// Succeeded or Failed: it never runs again.
     pub fn is_over(&self) -> bool {
         matches!(self.phase, Phase::Succeeded | Phase::Failed)

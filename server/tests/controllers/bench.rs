@@ -27,7 +27,19 @@ pub struct Bench {
 impl Bench {
     /// A server without nodes.
     pub async fn bare() -> Bench {
-        let dir = TempDir::new().unwrap();
+        Bench::on(TempDir::new().unwrap()).await
+    }
+
+    /// The same server once more, on the same data.
+    pub async fn restarted(mut self) -> Bench {
+        self.agents.shutdown().await;
+        self.server.shutdown().await;
+        let mut bench = Bench::on(self.dir).await;
+        bench.play_agent();
+        bench
+    }
+
+    async fn on(dir: TempDir) -> Bench {
         let config = ServerConfig {
             data_dir: dir.path().to_owned(),
             listen: ([127, 0, 0, 1], 0).into(),
@@ -328,7 +340,7 @@ async fn play(registry: &Registry, user: &Arc<UserInfo>, pod: &Object, next_ip: 
         let _ = registry.delete(&context, &pod.meta.name, &options).await;
         return;
     }
-    if meta::str_at(&value, &["status", "podIP"]) != "" {
+    if !meta::str_at(&value, &["status", "podIP"]).is_empty() {
         return;
     }
     let ip = format!("10.42.0.{}", next_ip.fetch_add(1, Ordering::Relaxed));

@@ -171,3 +171,66 @@ async fn the_dns_service_is_there_and_comes_back() {
         .until_so("the service again", || dns().is_some())
         .await;
 }
+
+/// Everything but what is written all the time, by its version.
+fn versions(bench: &Bench) -> Vec<String> {
+    let resources = [
+        "pods",
+        "replicasets.apps",
+        "deployments.apps",
+        "services",
+        "endpoints",
+        SLICES,
+        "configmaps",
+    ];
+    let all = resources
+        .iter()
+        .flat_map(|resource| bench.list(resource, "default"));
+    // The address of this server is another one each time.
+    all.filter(|object| {
+        !meta::name(object).starts_with("new") && meta::name(object) != "kubernetes"
+    })
+    .map(|object| {
+        format!(
+            "{}/{} {}",
+            object["kind"],
+            meta::name(&object),
+            meta::resource_version(&object)
+        )
+    })
+    .collect()
+}
+
+#[tokio::test]
+async fn a_restart_writes_nothing_anew() {
+    let bench = Bench::new().await;
+    let run = async |bench: &Bench, name: &str| {
+        bench
+            .create("deployments.apps", workload("Deployment", name, 2))
+            .await;
+        bench
+            .create("services", service(name, json!({"app": name})))
+            .await;
+        bench
+            .until_so("endpoints", || ready(bench, name).len() == 2)
+            .await;
+        let done = |d: Value| {
+            meta::condition(&d, "Progressing")
+                .is_some_and(|c| c["reason"] == "NewReplicaSetAvailable")
+        };
+        bench
+            .until_so("the rollout to be done", || {
+                bench
+                    .get("deployments.apps", "default", name)
+                    .is_some_and(done)
+            })
+            .await;
+    };
+    run(&bench, "web").await;
+    // By then whatever followed from the first is written too.
+    run(&bench, "new-first").await;
+    let before = versions(&bench);
+    let bench = bench.restarted().await;
+    run(&bench, "new").await;
+    assert_eq!(versions(&bench), before);
+}

@@ -115,13 +115,16 @@ async fn reconcile(tools: &Tools, key: &Key) -> Result<Outcome> {
         selector: &selector,
     };
     let sets = owner.claim(tools, SETS).await?;
+    let deployment: Deployment = typed(&object)?;
+    // Only who recreates pods waits for the last old one.
+    let waits = !numbers::is_rolling(&deployment);
     let with_pods = sets
         .iter()
-        .filter(|set| has_pods(tools, set))
+        .filter(|set| waits && has_pods(tools, set))
         .map(|set| set.meta.uid.to_string())
         .collect();
     let view = View {
-        deployment: typed(&object)?,
+        deployment,
         sets: sets
             .iter()
             .map(|set| typed(set))

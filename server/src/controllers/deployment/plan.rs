@@ -20,7 +20,7 @@ pub struct View {
     pub deployment: Deployment,
     /// All sets of the deployment.
     pub sets: Vec<ReplicaSet>,
-    /// UIDs of the sets that have pods which are not over, also terminating ones.
+    /// UIDs of the sets that have pods which are not over, also terminating ones; only for a deployment that recreates them.
     pub with_pods: Vec<String>,
     pub now: Timestamp,
 }

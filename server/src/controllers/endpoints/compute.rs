@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 
 use amphipod_api::ip::parse_ip;
 use k8s_openapi::api::core::v1::{self, Endpoints, Service};
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort};
+use k8s_openapi::api::discovery::v1::{
+    Endpoint, EndpointConditions, EndpointHints, EndpointPort, ForNode, ForZone,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
@@ -118,6 +120,31 @@ fn hostname(service: &Service, backend: &Backend) -> Option<String> {
     text(&backend.hostname).filter(|_| Some(&backend.subdomain) == service.metadata.name.as_ref())
 }
 
+/// For whom an endpoint is meant first, if the service asks for near ones.
+/// <https://kubernetes.io/docs/reference/networking/virtual-ips/#traffic-distribution>
+fn hints(service: &Service, endpoint: &Endpoint) -> Option<EndpointHints> {
+    let ready = endpoint.conditions.as_ref().and_then(|c| c.ready);
+    let spec = service.spec.as_ref().filter(|_| ready == Some(true))?;
+    let zones = || {
+        Some(vec![ForZone {
+            name: endpoint.zone.clone()?,
+        }])
+    };
+    match spec.traffic_distribution.as_deref()? {
+        "PreferClose" | "PreferSameZone" => Some(EndpointHints {
+            for_zones: Some(zones()?),
+            for_nodes: None,
+        }),
+        "PreferSameNode" => Some(EndpointHints {
+            for_zones: zones(),
+            for_nodes: Some(vec![ForNode {
+                name: endpoint.node_name.clone()?,
+            }]),
+        }),
+        _ => None,
+    }
+}
+
 /// The slices of a service with a selector. `zone`: the zone of a node.
 pub fn slices(
     service: &Service,
@@ -149,6 +176,10 @@ pub fn slices(
                 target_ref: Some(backend.reference()),
                 zone: text(&backend.node).and_then(|node| zone(&node)),
                 ..Endpoint::default()
+            };
+            let endpoint = Endpoint {
+                hints: hints(service, &endpoint),
+                ..endpoint
             };
             let ports = ports(service, backend);
             match groups[first..]
@@ -479,6 +510,29 @@ mod tests {
             json!({"ready": true, "serving": false, "terminating": false})
         );
         assert_eq!(group["endpoints"][1].get("hostname"), None);
+    }
+
+    #[test]
+    fn near_endpoints_are_hinted_at_if_asked() {
+        let hints = |distribution: &str| {
+            let service =
+                service(json!({"trafficDistribution": distribution, "ports": [{"port": 80}]}));
+            let unready = Backend {
+                ready: false,
+                ..backend(2)
+            };
+            let groups = slices(&service, &[backend(1), unready], &|_| Some("z".into())).groups;
+            assert_eq!(groups[0].endpoints[1].hints, None, "only for ready ones");
+            json!(groups[0].endpoints[0].hints)
+        };
+        assert_eq!(
+            hints("PreferSameZone"),
+            json!({"forZones": [{"name": "z"}]})
+        );
+        assert_eq!(
+            hints("PreferSameNode"),
+            json!({"forZones": [{"name": "z"}], "forNodes": [{"name": "box"}]})
+        );
     }
 
     #[test]

@@ -25,6 +25,8 @@ use spread::Changes;
 
 const SLICES: &str = "endpointslices.discovery.k8s.io";
 
+const ZONE: &str = "topology.kubernetes.io/zone";
+
 /// Of a selector with `matchLabels` only, as services have.
 type Selector = BTreeMap<String, String>;
 
@@ -91,6 +93,7 @@ impl Controller for ServiceEndpoints {
                 services_of_pod(tools, event, &selectors)
             }),
             Source::new("endpoints", itself),
+            Source::new("nodes", services_after_move),
             Source::new(SLICES, |_, event| {
                 let meta = &event.object.meta;
                 meta.labels
@@ -113,13 +116,27 @@ fn services_of_pod(tools: &Tools, event: &Event, selectors: &Memo<Selector>) -> 
     let fits = |_: &Object, selector: &Selector| {
         selects(selector, &meta.labels) || before.is_some_and(|labels| selects(selector, labels))
     };
-    if meta.labels.is_empty() && before.is_none_or(BTreeMap::is_empty) || !backend::counts(event) {
+    let names = selectors.names(&tools.table("services"), &meta.namespace, fits);
+    if names.is_empty() || !backend::counts(event) {
         return Vec::new();
     }
-    let names = selectors.names(&tools.table("services"), &meta.namespace, fits);
     names
         .iter()
         .map(|name| Key::new(&meta.namespace, name))
+        .collect()
+}
+
+/// A node is in another zone now: all services may have endpoints on it.
+fn services_after_move(tools: &Tools, event: &Event) -> Vec<Key> {
+    let zone = |object: &Object| object.meta.labels.get(ZONE).cloned();
+    let stays = |prev: &Arc<Object>| zone(prev) == zone(&event.object);
+    if event.prev.as_ref().is_none_or(stays) {
+        return Vec::new();
+    }
+    let services = tools.table("services").list(None).items;
+    services
+        .iter()
+        .map(|service| Key::new(&service.meta.namespace, &service.meta.name))
         .collect()
 }
 
@@ -154,7 +171,7 @@ impl ServiceEndpoints {
             let backends = backends(tools, key, &selector(&object))?;
             let zone = |node: &str| {
                 let node = tools.table("nodes").get("", node)?;
-                node.meta.labels.get("topology.kubernetes.io/zone").cloned()
+                node.meta.labels.get(ZONE).cloned()
             };
             let wanted = compute::slices(&service, &backends, &zone);
             let (labels, subsets) = compute::endpoints(&service, &backends);

@@ -105,7 +105,8 @@ impl Controller for TaintEviction {
                 .prev
                 .as_ref()
                 .is_some_and(|prev| prev.meta.generation == meta.generation);
-            let concerned = !now.is_empty() && !(was_there && same) && !meta.is_deleting();
+            let known = was_there && same;
+            let concerned = !now.is_empty() && !known && !meta.is_deleting();
             concerned
                 .then(|| Key::new(&meta.namespace, &meta.name))
                 .into_iter()

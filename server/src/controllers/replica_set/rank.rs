@@ -115,7 +115,7 @@ pub mod tests {
             .collect();
         let related: Vec<Pod> = pods.iter().chain(&others).cloned().collect();
         sort(&mut pods, &related, now);
-        let names: Vec<&str> = pods.iter().map(Pod::name).collect();
+        let names: Vec<&str> = pods.iter().map(|pod| &*pod.object.meta.name).collect();
         assert_eq!(
             names,
             [

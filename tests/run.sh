@@ -34,7 +34,7 @@ check() {
 
 # cargo-deny, compiled without optimisation: that takes a minute or two instead of ten, and it has little to do.
 deny() {
-    PATH=$HOME/.cargo/bin:$PATH
+    local PATH=$PATH:$HOME/.cargo/bin
     if ! command -v cargo-deny >/dev/null; then
         step "compiling cargo-deny (once)"
         local target
@@ -61,6 +61,27 @@ if [ -z "$filter" ]; then
     check "licences, sources and forbidden crates (cargo-deny)" deny
 fi
 
+# What boxes leave behind: control groups, mounts, disks.
+traces() {
+    {
+        find /sys/fs/cgroup -maxdepth 2 -name 'amphitest-*' 2>/dev/null
+        grep -o '[^ ]*amphitest-[^ ]*' /proc/self/mounts
+        find /tmp -maxdepth 1 -name 'amphitest-*'
+    } | sort
+}
+leftovers() {
+    local left
+    # The last boxes clean up after the test that used them has ended.
+    for _ in $(seq 100); do
+        left=$(comm -13 <(echo "$before") <(traces))
+        [ -n "$left" ] || return 0
+        sleep 0.1
+    done
+    printf 'left behind:\n%s\n' "$left" >&2
+    return 1
+}
+before=$(traces || true)
+
 # One selection of packages for building and testing: with another, cargo would unify features differently and compile twice.
 step "building the program and the tests"
 if ! cargo build --workspace --bins --locked --quiet || ! cargo test --workspace --no-run --locked --quiet; then
@@ -83,15 +104,6 @@ mapfile -t -O "${#not_run[@]}" not_run < <(grep '^skipped: ' "$log" | sort | uni
 # A test program that dies, or does not start, has no result line.
 mapfile -t -O "${#failures[@]}" failures < <(grep -oE '(process didn.t exit successfully|could not execute process).*' "$log" | grep -v 'exit status: 101' || true)
 
-leftovers() {
-    local left
-    left=$(
-        find /sys/fs/cgroup -maxdepth 2 -name 'amphitest-*' 2>/dev/null
-        grep -o '[^ ]*amphitest-[^ ]*' /proc/self/mounts
-        find /tmp -maxdepth 1 -name 'amphitest-*'
-    ) || true
-    [ -z "$left" ] || { printf 'left behind:\n%s\n' "$left" >&2; return 1; }
-}
 check "nothing is left behind" leftovers
 
 step "done"

@@ -132,6 +132,7 @@ impl Agent {
                 link.clone(),
             ),
             services: services.clone(),
+            policies: crate::policies::load(&store).await?,
             node: RwLock::new(facts),
             begin,
             owners: Mutex::new(HashMap::new()),
@@ -200,6 +201,7 @@ impl Agent {
             config,
         };
         tasks.spawn(keeper.run());
+        tasks.spawn(crate::policies::run(deps.clone(), client.clone()));
         tasks.spawn(crate::peers::run(deps.clone(), client.clone()));
         tasks.spawn(crate::storage::run(deps.clone(), pods.clone()));
         tasks.spawn(crate::gc::run(deps.clone(), pods.clone(), pressures, dirty));

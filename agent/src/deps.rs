@@ -15,6 +15,7 @@ use crate::container::images::Images;
 use crate::env::downward::Facts;
 use crate::events::Events;
 use crate::pod::backoff::Mono;
+use crate::policies::Policies;
 use crate::resources::requests::Amounts;
 use crate::server::objects::ObjectCache;
 use crate::server::status::StatusManager;
@@ -44,6 +45,7 @@ pub struct Deps {
     pub status: StatusManager,
     pub events: Events,
     pub services: Services,
+    pub policies: Policies,
     pub node: RwLock<NodeFacts>,
     pub begin: Instant,
     /// Which pod (UID) a runtime container belongs to; for containers whose end is still to come.

@@ -25,6 +25,7 @@ mod node_api;
 mod peers;
 pub mod pod;
 mod pods;
+mod policies;
 mod probe;
 mod registries;
 mod reset;

@@ -127,10 +127,16 @@ pub async fn create_sandbox(deps: Arc<Deps>, pod: Arc<Pod>) -> Result<SandboxInf
             ifname: "eth0".into(),
             host_ports: host_ports(&pod),
         };
-        blocking(move || network.attach(&attach))
+        let (deps, pod) = (deps.clone(), pod.clone());
+        let connect = move || {
+            let ips = network.attach(&attach)?.ips;
+            let node = &deps.config.node_name;
+            deps.policies.admit(&network, node, &pod, &ips);
+            Ok::<_, amphipod_netplug::Error>(ips)
+        };
+        blocking(connect)
             .await?
             .map_err(|e| format!("failed to set up pod network: {}", describe(&e)))?
-            .ips
     };
     let dir = deps.pod_dirs(&uid).disk;
     let write = {

@@ -123,7 +123,7 @@ fn peers_are_chosen_by_pod_by_namespace_and_by_both() {
     );
     assert_eq!(
         from(json!([])),
-        ["0.0.0.0/0 all", ":/0 all"].map(|s| s.to_owned())
+        ["0.0.0.0/0 all", "::/0 all"].map(|s| s.to_owned())
     );
 }
 

@@ -119,7 +119,7 @@ fn services_and_node_ports_of_every_box_lead_to_pods_of_every_box() {
 fn external_policy_cluster_hides_clients_and_local_shows_them() {
     for (shape, f) in shapes() {
         let two = f.boxes[1].server("two");
-        let mut service = |local| {
+        let service = |local| {
             for i in 0..2 {
                 let mut s = web(i, &[(1, &two)]);
                 s.external_traffic_local = local;

@@ -129,7 +129,7 @@ fn invalid(what: &'static str) -> io::Error {
 
 /// Reads the uncompressed form: a count, then names and values, each after its length.
 fn parse(block: &[u8]) -> io::Result<Headers> {
-    fn number<'a>(block: &mut &'a [u8]) -> io::Result<usize> {
+    fn number(block: &mut &[u8]) -> io::Result<usize> {
         let (head, rest) = block
             .split_first_chunk::<4>()
             .ok_or_else(|| invalid("header block stops short"))?;

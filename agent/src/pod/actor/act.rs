@@ -91,6 +91,8 @@ impl Actor {
 
     pub(super) fn start(&mut self, index: usize, now: Mono) {
         let Some(container) = self.container(index) else {
+            // Never so: the plan is made from the same spec. Without a time to look again, this would be asked for ever.
+            self.seen.containers[index].retry_at = Some(now + Duration::from_secs(60));
             return;
         };
         let s = &mut self.seen.containers[index];

@@ -387,7 +387,6 @@ impl Actor {
             .remove(id);
         let spec = self.container(index);
         let name = self.plan.containers[index].name.clone();
-        let dirs = self.deps.pod_dirs(&self.uid);
         let m = &self.pod.metadata;
         let (namespace, pod) = (
             m.namespace.as_deref().unwrap_or_default(),
@@ -399,11 +398,7 @@ impl Actor {
             .log_dir(namespace, pod, &self.uid)
             .join(&name)
             .join(format!("{}.log", s.attempts.saturating_sub(1)));
-        let file = dirs
-            .disk
-            .join("containers")
-            .join(&name)
-            .join(&id[..id.len().min(8)]);
+        let file = ops::termination_log(&self.deps, &self.uid, &name, id);
         let fallback = spec
             .as_ref()
             .and_then(|c| c.termination_message_policy.as_deref())

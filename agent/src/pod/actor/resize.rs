@@ -18,12 +18,12 @@ impl Actor {
             let name = self.plan.containers[index].name.clone();
             let all = |p: &Pod| {
                 let spec = p.spec.as_ref();
-                let list = spec.into_iter().flat_map(|s| {
+                let mut list = spec.into_iter().flat_map(|s| {
                     s.containers
                         .iter()
                         .chain(s.init_containers.iter().flatten())
                 });
-                list.cloned().find(|c| c.name == name)
+                list.find(|c| c.name == name).cloned()
             };
             let (Some(before), Some(after)) = (all(old), all(&self.pod)) else {
                 continue;

@@ -8,7 +8,7 @@ mod volumes;
 
 pub use end::{forget, tear_down};
 pub use sandbox::{SandboxInfo, create_sandbox};
-pub use start::{StartFailure, StartRequest, Started, start};
+pub use start::{StartFailure, StartRequest, Started, start, termination_log};
 pub use stop::{StopRequest, stop};
 pub use volumes::{VolumePaths, VolumesInfo, prepare_volumes};
 

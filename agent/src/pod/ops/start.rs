@@ -58,6 +58,47 @@ pub enum StartFailure {
 pub async fn start(
     deps: Arc<Deps>,
     r: StartRequest,
+    stopping: watch::Receiver<bool>,
+) -> Result<Started, StartFailure> {
+    let id = new_id();
+    let container = r.container.name.clone();
+    let uid = r.pod.metadata.uid.clone().unwrap_or_default();
+    let started = attempt(&deps, r, &id, stopping).await;
+    if started.is_err() {
+        // An attempt leaves nothing behind: it may be repeated for days.
+        deps.owners
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .remove(&id);
+        let _ = std::fs::remove_file(termination_log(&deps, &uid, &container, &id));
+        let links = deps.config.log_dir.join("containers");
+        for link in std::fs::read_dir(links).into_iter().flatten().flatten() {
+            if link
+                .file_name()
+                .to_string_lossy()
+                .ends_with(&format!("-{id}.log"))
+            {
+                let _ = std::fs::remove_file(link.path());
+            }
+        }
+    }
+    started
+}
+
+/// Where an instance leaves its termination message, on the box.
+pub fn termination_log(deps: &Deps, uid: &str, container: &str, id: &str) -> PathBuf {
+    let short = &id[..id.len().min(8)];
+    deps.pod_dirs(uid)
+        .disk
+        .join("containers")
+        .join(container)
+        .join(short)
+}
+
+async fn attempt(
+    deps: &Arc<Deps>,
+    r: StartRequest,
+    id: &str,
     mut stopping: watch::Receiver<bool>,
 ) -> Result<Started, StartFailure> {
     let name = r.container.name.clone();
@@ -155,8 +196,8 @@ pub async fn start(
         warn("Failed", &format!("Error: {why}"));
         StartFailure::Create(why)
     };
-    let id = new_id();
-    let termination_log = dirs.disk.join("containers").join(&name).join(&id[..8]);
+    let id = id.to_string();
+    let termination_log = termination_log(deps, &uid, &name, &id);
     let log_dir = deps
         .log_dir(
             &namespace,
@@ -172,10 +213,10 @@ pub async fn start(
         std::fs::write(&termination_log, "")?;
         std::fs::set_permissions(&termination_log, std::fs::Permissions::from_mode(0o666))?;
         std::fs::create_dir_all(&log_dir)?;
+        remove_old_logs(&log_dir, &deps.config.log_dir.join("containers"), r.attempt);
         link_log(&deps.config.log_dir, pod, &name, &id, &log_path)
     })();
     prepared.map_err(|e| create(format!("failed to make the container's files: {e}")))?;
-    remove_old_logs(&log_dir, r.attempt);
     let at = r
         .container
         .termination_message_path
@@ -312,20 +353,25 @@ fn link_log(
     }
 }
 
-/// Logs of the instance before stay for `kubectl logs --previous`; older ones go.
-fn remove_old_logs(dir: &Path, attempt: u32) {
+/// Logs of the instance before stay for `kubectl logs --previous`; older ones go, and the links to them.
+fn remove_old_logs(dir: &Path, links: &Path, attempt: u32) {
     let Some(oldest) = attempt.checked_sub(2) else {
         return;
     };
-    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+    let entries = |dir: &Path| std::fs::read_dir(dir).into_iter().flatten().flatten();
+    for entry in entries(dir) {
         let name = entry.file_name();
-        let number = name
-            .to_string_lossy()
-            .split('.')
-            .next()
-            .and_then(|n| n.parse::<u32>().ok());
+        let name = name.to_string_lossy();
+        let number = name.split('.').next().and_then(|n| n.parse::<u32>().ok());
         if number.is_some_and(|n| n <= oldest) {
             let _ = std::fs::remove_file(entry.path());
+        }
+    }
+    for link in entries(links) {
+        let stray =
+            std::fs::read_link(link.path()).is_ok_and(|to| to.starts_with(dir) && !to.exists());
+        if stray {
+            let _ = std::fs::remove_file(link.path());
         }
     }
 }

@@ -8,9 +8,11 @@ use nix::mount::MsFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Cgroups;
+use crate::devices;
 use crate::error::{Error, IoContext, Result};
+use crate::host::Host;
 use crate::keeper::{self, KeeperConfig};
-use crate::oci::{self, Host, Surroundings};
+use crate::oci::{self, Surroundings};
 use crate::proto::{Record, SandboxPlan};
 use crate::spec::{ContainerSpec, NamespaceMode, PidMode, Resources, Sandbox, SandboxSpec};
 use crate::sys::{mount, process};
@@ -253,7 +255,7 @@ impl Place {
         self.cgroups.ensure(&cgroup)?;
         self.cgroups
             .apply(&cgroup, &self.container_resources(&spec.resources))?;
-        if let Some(rules) = oci::device_filter(spec)? {
+        if let Some(rules) = devices::device_filter(spec)? {
             self.cgroups.restrict_devices(&cgroup, &rules);
         }
         write_json(&run.join(keeper::PROCESS_FILE), &plan)?;

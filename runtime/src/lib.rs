@@ -3,9 +3,11 @@
 //! [`Runtime`] is the way in. It knows OCI and the kernel, never the Kubernetes API.
 
 mod cgroup;
+mod devices;
 mod error;
 mod files;
 mod hidden;
+mod host;
 pub mod image;
 mod keeper;
 mod link;

@@ -1,88 +1,19 @@
 //! From [`ContainerSpec`] to what the keeper's children read: an OCI `config.json`, a process plan and a root plan. Pure: what the box is
 //! like comes in as [`Host`].
 
-use std::collections::BTreeMap;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::cgroup::{Cgroups, DeviceRule, MKNOD, READ, WRITE};
-use crate::error::{Error, IoContext, Result};
+use crate::devices::{device_rules, devices};
+use crate::error::{Error, Result};
+use crate::host::{Host, RLIMITS};
 use crate::keeper::RootPlan;
 use crate::process::ProcessPlan;
 use crate::spec::{
-    ContainerSpec, Device, IdMapping, Mount, MountKind, NamespaceMode, PidMode, Propagation, Rlimit,
+    ContainerSpec, IdMapping, Mount, MountKind, NamespaceMode, PidMode, Propagation, Rlimit,
 };
 use crate::sys::caps;
-
-/// What this box lets us do.
-#[derive(Debug, Clone)]
-pub(crate) struct Host {
-    /// Our own bounding set: nobody below us gets more.
-    pub bounding: u64,
-    pub can_raise_limits: bool,
-    /// The kernel's own ceiling of open files, for anybody.
-    pub nr_open: u64,
-    /// Our own, which is the lowest we may give without CAP_SYS_RESOURCE.
-    pub oom_score_adj: i32,
-    /// Hard limits by resource number.
-    pub rlimits: BTreeMap<i32, u64>,
-    pub unified_cgroups: bool,
-    /// Version 1 hierarchies: name in /sys/fs/cgroup, and where it is mounted.
-    pub hierarchies: Vec<(String, PathBuf)>,
-}
-
-impl Host {
-    pub(crate) fn detect(cgroups: &Cgroups) -> Result<Self> {
-        let what = || "learn what this process may do".to_string();
-        let effective = caps::from_status("CapEff").context(what)?;
-        let mut rlimits = BTreeMap::new();
-        for (_, number) in RLIMITS {
-            // SAFETY: rlimit is plain data and lives across the call.
-            unsafe {
-                let mut limit: libc::rlimit = std::mem::zeroed();
-                if libc::getrlimit(number as _, &raw mut limit) == 0 {
-                    rlimits.insert(number, limit.rlim_max as u64);
-                }
-            }
-        }
-        Ok(Host {
-            bounding: caps::from_status("CapBnd").context(what)? & effective,
-            can_raise_limits: effective & caps::bit("SYS_RESOURCE").unwrap_or(0) != 0,
-            nr_open: std::fs::read_to_string("/proc/sys/fs/nr_open")
-                .ok()
-                .and_then(|s| s.trim().parse().ok())
-                .unwrap_or(1 << 20),
-            oom_score_adj: std::fs::read_to_string("/proc/self/oom_score_adj")
-                .ok()
-                .and_then(|s| s.trim().parse().ok())
-                .unwrap_or(0),
-            rlimits,
-            unified_cgroups: cgroups.unified(),
-            hierarchies: cgroups.hierarchies(),
-        })
-    }
-}
-
-const RLIMITS: [(&str, i32); 16] = [
-    ("RLIMIT_AS", libc::RLIMIT_AS as i32),
-    ("RLIMIT_CORE", libc::RLIMIT_CORE as i32),
-    ("RLIMIT_CPU", libc::RLIMIT_CPU as i32),
-    ("RLIMIT_DATA", libc::RLIMIT_DATA as i32),
-    ("RLIMIT_FSIZE", libc::RLIMIT_FSIZE as i32),
-    ("RLIMIT_LOCKS", libc::RLIMIT_LOCKS as i32),
-    ("RLIMIT_MEMLOCK", libc::RLIMIT_MEMLOCK as i32),
-    ("RLIMIT_MSGQUEUE", libc::RLIMIT_MSGQUEUE as i32),
-    ("RLIMIT_NICE", libc::RLIMIT_NICE as i32),
-    ("RLIMIT_NOFILE", libc::RLIMIT_NOFILE as i32),
-    ("RLIMIT_NPROC", libc::RLIMIT_NPROC as i32),
-    ("RLIMIT_RSS", libc::RLIMIT_RSS as i32),
-    ("RLIMIT_RTPRIO", libc::RLIMIT_RTPRIO as i32),
-    ("RLIMIT_RTTIME", libc::RLIMIT_RTTIME as i32),
-    ("RLIMIT_SIGPENDING", libc::RLIMIT_SIGPENDING as i32),
-    ("RLIMIT_STACK", libc::RLIMIT_STACK as i32),
-];
 
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -541,132 +472,6 @@ fn mount(mount: &Mount) -> Value {
             json!({"destination": mount.destination, "type": fs_type, "source": mount.source, "options": options})
         }
     }
-}
-
-/// A device file of the host.
-fn inspect(device: &Device) -> Result<(char, u64, u64, u32, u32, u32)> {
-    let path = &device.host_path;
-    let what = || format!("device {}", path.display());
-    let meta = std::fs::metadata(path).context(what)?;
-    let kind = if meta.file_type().is_char_device() {
-        'c'
-    } else if meta.file_type().is_block_device() {
-        'b'
-    } else {
-        return Err(Error::Invalid(format!(
-            "{} is not a device",
-            path.display()
-        )));
-    };
-    let (major, minor) = (libc::major(meta.rdev()), libc::minor(meta.rdev()));
-    Ok((
-        kind,
-        major.into(),
-        minor.into(),
-        meta.mode() & 0o7777,
-        meta.uid(),
-        meta.gid(),
-    ))
-}
-
-fn devices(spec: &ContainerSpec) -> Result<Vec<Value>> {
-    let mut list = Vec::new();
-    let mut add = |device: &Device| -> Result<()> {
-        let (kind, major, minor, mode, uid, gid) = inspect(device)?;
-        list.push(json!({
-            "path": device.container_path, "type": kind.to_string(), "major": major, "minor": minor,
-            "fileMode": mode, "uid": uid, "gid": gid,
-        }));
-        Ok(())
-    };
-    if spec.privileged {
-        for device in host_devices(Path::new("/dev")) {
-            // It may have gone meanwhile.
-            let _ = add(&device);
-        }
-    }
-    for device in &spec.devices {
-        add(device)?;
-    }
-    Ok(list)
-}
-
-/// All devices of the host, for privileged containers; what every container has in its own /dev is left to that.
-fn host_devices(directory: &Path) -> Vec<Device> {
-    const OWN: [&str; 12] = [
-        "null", "zero", "full", "tty", "random", "urandom", "ptmx", "console", "pts", "shm",
-        "mqueue", "fd",
-    ];
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-        let (path, name) = (entry.path(), entry.file_name());
-        let Ok(kind) = entry.file_type() else {
-            continue;
-        };
-        if directory == Path::new("/dev") && OWN.iter().any(|own| name == *own) {
-            continue;
-        }
-        if kind.is_dir() {
-            found.extend(host_devices(&path));
-        } else if kind.is_char_device() || kind.is_block_device() {
-            found.push(Device {
-                host_path: path.clone(),
-                container_path: path,
-                permissions: "rwm".into(),
-            });
-        }
-    }
-    found
-}
-
-fn access(device: &Device) -> &str {
-    if device.permissions.is_empty() {
-        "rwm"
-    } else {
-        &device.permissions
-    }
-}
-
-/// For version 1. libcontainer adds what every container may use.
-fn device_rules(spec: &ContainerSpec) -> Result<Vec<Value>> {
-    if spec.privileged {
-        return Ok(vec![json!({"allow": true, "access": "rwm"})]);
-    }
-    let mut rules = vec![json!({"allow": false, "access": "rwm"})];
-    for device in &spec.devices {
-        let (kind, major, minor, ..) = inspect(device)?;
-        rules.push(json!({
-            "allow": true, "type": kind.to_string(), "major": major, "minor": minor, "access": access(device),
-        }));
-    }
-    Ok(rules)
-}
-
-/// For version 2; `None` = anything.
-pub(crate) fn device_filter(spec: &ContainerSpec) -> Result<Option<Vec<DeviceRule>>> {
-    if spec.privileged {
-        return Ok(None);
-    }
-    let rule = |device: &Device| {
-        let (kind, major, minor, ..) = inspect(device)?;
-        let bits = access(device).chars().map(|c| match c {
-            'r' => READ,
-            'w' => WRITE,
-            'm' => MKNOD,
-            _ => 0,
-        });
-        Ok(DeviceRule {
-            block: kind == 'b',
-            major: u32::try_from(major).ok(),
-            minor: u32::try_from(minor).ok(),
-            access: bits.fold(0, |all, bit| all | bit),
-        })
-    };
-    spec.devices
-        .iter()
-        .map(rule)
-        .collect::<Result<_>>()
-        .map(Some)
 }
 
 #[cfg(test)]

@@ -14,11 +14,14 @@
 //! Everything is one epoll loop; nothing polls and nothing blocks except short file writes. Requests that need libcontainer fork.
 
 mod children;
+mod clients;
 mod container;
 mod cursor;
 mod detail;
+mod exits;
 mod journal;
 mod logs;
+mod pending;
 mod requests;
 mod spool;
 mod upgrade;
@@ -26,7 +29,7 @@ mod upgrade;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -37,7 +40,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Cgroups;
 use crate::proto::{
-    Event, ExitRecord, Held, Life, Message, Record, Reply, WireError, WireErrorKind,
+    ExitRecord, Life, Record, WireError,
 };
 use crate::sys::{process as sys_process, socket};
 pub(crate) use children::{
@@ -128,9 +131,6 @@ struct Client {
     /// What the socket did not take yet.
     queue: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
 }
-
-/// More unsent messages than this and the client is cut off; it will connect again and list.
-const MAX_QUEUE: usize = 4096;
 
 /// A forked child that has not reported yet.
 struct Pending {
@@ -445,338 +445,6 @@ impl Keeper {
                 EpollTimeout::try_from(wait).unwrap_or(EpollTimeout::MAX)
             }
         }
-    }
-
-    fn check_deadlines(&mut self) {
-        let now = Instant::now();
-        let due: Vec<u32> = self
-            .containers
-            .iter()
-            .filter(|(_, c)| c.deadline().is_some_and(|at| at <= now))
-            .map(|(index, _)| *index)
-            .collect();
-        for index in due {
-            self.drop_stalled(index, now);
-            let lost = self
-                .containers
-                .get(&index)
-                .is_some_and(|c| c.status_deadline.is_some_and(|at| at <= now));
-            if lost {
-                self.note_lost(index);
-            }
-        }
-    }
-
-    fn accept(&mut self) {
-        while let Ok(socket) = socket::accept_from(self.listener.as_fd()) {
-            let id = self.fresh();
-            if self
-                .watch(socket.as_raw_fd(), Source::Client(id), EpollFlags::EPOLLIN)
-                .is_err()
-            {
-                continue;
-            }
-            let client = Client {
-                socket,
-                stash: false,
-                queue: VecDeque::new(),
-            };
-            self.clients.insert(id, client);
-        }
-    }
-
-    fn drop_client(&mut self, id: u64) {
-        if let Some(client) = self.clients.remove(&id) {
-            self.unwatch(client.socket.as_raw_fd());
-        }
-    }
-
-    fn send(&mut self, client: u64, message: &Message, fds: &[RawFd]) {
-        let Some(target) = self.clients.get_mut(&client) else {
-            return;
-        };
-        let Ok(bytes) = serde_json::to_vec(message) else {
-            return;
-        };
-        let result = if target.queue.is_empty() {
-            socket::send(target.socket.as_fd(), &bytes, fds)
-        } else {
-            Err(io::ErrorKind::WouldBlock.into())
-        };
-        match result {
-            Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock && target.queue.len() < MAX_QUEUE => {
-                let copies = fds
-                    .iter()
-                    // SAFETY: the caller's descriptors are open across this call.
-                    .filter_map(|fd| {
-                        unsafe { std::os::fd::BorrowedFd::borrow_raw(*fd) }
-                            .try_clone_to_owned()
-                            .ok()
-                    })
-                    .collect();
-                target.queue.push_back((bytes, copies));
-                let fd = target.socket.as_raw_fd();
-                let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT;
-                let _ = self.watch(fd, Source::Client(client), flags);
-            }
-            Err(_) => self.drop_client(client),
-        }
-    }
-
-    fn flush_client(&mut self, id: u64) {
-        let Some(client) = self.clients.get_mut(&id) else {
-            return;
-        };
-        while let Some((bytes, fds)) = client.queue.front() {
-            let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
-            match socket::send(client.socket.as_fd(), bytes, &raw) {
-                Ok(()) => drop(client.queue.pop_front()),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
-                Err(_) => return self.drop_client(id),
-            }
-        }
-        let fd = client.socket.as_raw_fd();
-        let _ = self.watch(fd, Source::Client(id), EpollFlags::EPOLLIN);
-    }
-
-    fn reply(&mut self, client: u64, seq: u64, result: Result<Reply, WireError>) {
-        self.send(client, &Message::Reply { seq, result }, &[]);
-    }
-
-    fn refuse(&mut self, client: u64, seq: u64, kind: WireErrorKind, text: impl Into<String>) {
-        self.reply(client, seq, Err(WireError::new(kind, text)));
-    }
-
-    fn broadcast(&mut self, event: Event) {
-        let clients: Vec<u64> = self.clients.keys().copied().collect();
-        let message = Message::Event(event);
-        for client in clients {
-            self.send(client, &message, &[]);
-        }
-    }
-
-    /// Gives a client copies of all that a new keeper would need.
-    fn send_stash(&mut self, client: u64, index: u32) {
-        let Some(container) = self.containers.get(&index) else {
-            return;
-        };
-        if container.life.exit.is_some() {
-            return;
-        }
-        let mut fds = Vec::new();
-        let mut there = |fd: Option<&OwnedFd>| {
-            fds.extend(fd.map(AsRawFd::as_raw_fd));
-            fd.is_some()
-        };
-        let held = Held {
-            pidfd: there(container.pidfd.as_ref()),
-            stdin: there(container.stdin.as_ref()),
-            stdout: there(container.output(Stream::Stdout)),
-            stderr: there(container.output(Stream::Stderr)),
-            error: there(container.error.as_ref()),
-        };
-        let message = Message::Stash {
-            id: container.record.id.clone(),
-            pid: container.life.pid,
-            held,
-        };
-        self.send(client, &message, &fds);
-    }
-
-    fn serve(&mut self, id: u64, events: EpollFlags) {
-        if events.contains(EpollFlags::EPOLLOUT) {
-            self.flush_client(id);
-        }
-        // One message per turn: a busy client does not starve logs.
-        let Some(client) = self.clients.get(&id) else {
-            return;
-        };
-        match socket::recv(client.socket.as_fd(), &mut self.buffer) {
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Ok((0, _)) | Err(_) => self.drop_client(id),
-            Ok((n, fds)) => match serde_json::from_slice(&self.buffer[..n]) {
-                Ok(request) => self.handle(id, request, fds),
-                Err(e) => {
-                    report(&format!(
-                        "a client sent what this keeper does not understand: {e}"
-                    ));
-                    self.drop_client(id);
-                }
-            },
-        }
-    }
-
-    fn take_signals(&mut self) {
-        while let Ok(Some(info)) = self.signals.read_signal() {
-            if info.ssi_signo == libc::SIGTERM as u32 {
-                // Containers must not lose their keeper; without any, nobody needs one.
-                let idle = self.containers.values().all(|c| c.life.exit.is_some());
-                self.quit = idle && self.pending.is_empty();
-            }
-        }
-        self.reap();
-    }
-
-    /// Collects every ended child.
-    fn reap(&mut self) {
-        loop {
-            let mut status = 0;
-            // SAFETY: the status lives across the call.
-            let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
-            if pid <= 0 {
-                break;
-            }
-            self.ended(pid, status);
-        }
-        if self.pending.is_empty() {
-            self.early.clear();
-        }
-    }
-
-    /// A process has ended with this status.
-    fn ended(&mut self, pid: i32, status: i32) {
-        let container = self
-            .containers
-            .iter()
-            .find(|(_, c)| c.life.pid == pid && c.life.exit.is_none())
-            .map(|(index, _)| *index);
-        if let Some(index) = container {
-            return self.note_exit(index, status, false);
-        }
-        let exec = self
-            .execs
-            .iter()
-            .find(|(_, e)| e.pid == pid)
-            .map(|(id, _)| *id);
-        if let Some(exec_id) = exec {
-            if let Some(exec) = self.execs.remove(&exec_id) {
-                self.send(exec.client, &Message::ExecExited { exec_id, status }, &[]);
-            }
-            return;
-        }
-        let child = self.pending.iter().find(|(_, p)| p.child == pid);
-        match child.map(|(fd, _)| *fd) {
-            Some(fd) => self.child_ended(fd),
-            None => self.early.push((pid, status)),
-        }
-    }
-
-    fn note_exit(&mut self, index: u32, status: i32, lost: bool) {
-        if let Some(container) = self.containers.get_mut(&index)
-            && container.life.exit.is_none()
-            && !self.exited.iter().any(|(i, ..)| *i == index)
-        {
-            container.status_deadline = None;
-            self.exited.push((index, status, lost));
-        }
-    }
-
-    /// 255 is the kubelet's code for what it cannot know.
-    fn note_lost(&mut self, index: u32) {
-        self.note_exit(index, 255 << 8, true);
-    }
-
-    /// Completes the exits noticed in this round: output drained, record on disk (one sync for all), then told.
-    fn finish_exits(&mut self) {
-        if self.exited.is_empty() {
-            return;
-        }
-        let exited = std::mem::take(&mut self.exited);
-        for &(index, status, lost) in &exited {
-            // A program may end before we have seen that it had started.
-            self.settle_start(index);
-            self.drain(index);
-            let Some(container) = self.containers.get_mut(&index) else {
-                continue;
-            };
-            let cgroup = &container.record.cgroup;
-            if !container.record.own_pid_namespace {
-                self.cgroups.kill(cgroup);
-            }
-            let exit = ExitRecord {
-                status,
-                oom: self.cgroups.oom_kills(cgroup).is_some_and(|n| n > 0),
-                at: now_ns(),
-                lost,
-            };
-            if let Err(e) = self.journal.append(&container.record.id, &exit) {
-                report(&format!("exit journal: {e}"));
-            }
-            container.life.exit = Some(exit);
-        }
-        if let Err(e) = self.journal.sync() {
-            report(&format!("exit journal: {e}"));
-        }
-        for (index, ..) in exited {
-            self.after_exit(index);
-        }
-        if self.journal.wants_compaction() {
-            let live = self
-                .containers
-                .values()
-                .filter_map(|c| Some((c.record.id.as_str(), c.life.exit.as_ref()?)));
-            if let Err(e) = self.journal.compact(live) {
-                report(&format!("exit journal: {e}"));
-            }
-        }
-    }
-
-    fn after_exit(&mut self, index: u32) {
-        let Some(container) = self.containers.get_mut(&index) else {
-            return;
-        };
-        let closing = [container.pidfd.take(), container.stdin.take()];
-        let error = container.error.take();
-        let start = container.starting.take();
-        let removers = std::mem::take(&mut container.removing);
-        let id = container.record.id.clone();
-        let exit = container.life.exit.clone();
-        for fd in closing.into_iter().chain([error]).flatten() {
-            self.unwatch(fd.as_raw_fd());
-        }
-        self.end_subscribers(index);
-        if let Some((client, seq)) = start {
-            let text = format!("container {id} ended before it was started");
-            self.refuse(client, seq, WireErrorKind::State, text);
-        }
-        if let Some(exit) = exit {
-            self.broadcast(Event::Exited { id, exit });
-        }
-        if !removers.is_empty() {
-            self.forget(index);
-            for (client, seq) in removers {
-                self.reply(client, seq, Ok(Reply::Done));
-            }
-        }
-    }
-
-    /// An adopted process has ended or was reaped: its status may be in the pidfd.
-    fn adopted_ended(&mut self, index: u32) {
-        let Some(container) = self.containers.get_mut(&index) else {
-            return;
-        };
-        let Some(pidfd) = &container.pidfd else {
-            return;
-        };
-        match sys_process::pidfd_exit_status(pidfd.as_fd()) {
-            Some(status) => self.note_exit(index, status, false),
-            None => container.expect_status(),
-        }
-    }
-
-    /// Removes a container from memory; its files are the caller's.
-    fn forget(&mut self, index: u32) {
-        let Some(container) = self.containers.remove(&index) else {
-            return;
-        };
-        for fd in container.descriptors() {
-            self.unwatch(fd);
-        }
-        self.ids.remove(&container.record.id);
-        self.broadcast(Event::Removed {
-            id: container.record.id.clone(),
-        });
     }
 
     /// Writes what must survive this process but not this boot.

@@ -186,15 +186,15 @@ else
     stop
     start
 fi
-ready=''
-for _ in $(seq 300); do
+ready='' deadline=$((SECONDS + 60))
+while [ $SECONDS -lt $deadline ]; do
     ready=$(kubectl get nodes -o 'jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}' 2>/dev/null || true)
     [ "$ready" != True ] || break
     sleep 0.1
 done
 if [ "$ready" != True ]; then
     show_log
-    die "the node did not become Ready within 30 s" "the last lines above say why; kubectl --kubeconfig $KUBECONFIG describe nodes says more"
+    die "the node did not become Ready within a minute" "the last lines above say why; kubectl --kubeconfig $KUBECONFIG describe nodes says more"
 fi
 step "the node is Ready; the kubeconfig is $KUBECONFIG"
 

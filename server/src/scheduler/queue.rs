@@ -270,8 +270,10 @@ mod tests {
 
     #[test]
     fn pauses_double_up_to_the_longest() {
-        let seconds: Vec<u64> = (1..=6).map(|failures| pause(failures).as_secs()).collect();
-        assert_eq!(seconds, [1, 2, 4, 8, 10, 10]);
+        let millis: Vec<u128> = [1, 2, 3, 8, 9, 40]
+            .map(|failures| pause(failures).as_millis())
+            .to_vec();
+        assert_eq!(millis, [50, 100, 200, 6400, 10_000, 10_000]);
     }
 
     #[test]

@@ -206,6 +206,7 @@ fn failures_say_what_to_do() {
     let mut other = machine
         .command(binary.to_str().unwrap())
         .args(["hello", "--port=6443"])
+        .stdout(std::process::Stdio::null())
         .spawn()
         .unwrap();
     amphipod_tests::eventually(

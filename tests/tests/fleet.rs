@@ -165,11 +165,13 @@ fn tokens_are_listed_expire_and_can_be_revoked_and_pin_the_server() {
     let server = EdgeBox::ready(&lan);
     let mut agent = EdgeBox::new(&lan);
     let refused = |agent: &mut EdgeBox, line: &[String], why: &str| {
-        let args: Vec<&str> = ["agent"]
+        let program = binary();
+        // An agent that is let in would run until it is stopped.
+        let args: Vec<&str> = ["timeout", "30", program.to_str().unwrap(), "agent"]
             .into_iter()
             .chain(line.iter().map(String::as_str))
             .collect();
-        let told = amphipod(agent, &args).refused();
+        let told = agent.run(&args).refused();
         assert!(told.contains(why), "{told}");
     };
     let told = amphipod(&agent, &["agent"]).refused();

@@ -72,7 +72,7 @@ impl Inside {
         let seconds = if self.quick {
             (20, 20, 60)
         } else {
-            (120, 60, 300)
+            (120, 60, 900)
         };
         (
             Duration::from_secs(seconds.0),

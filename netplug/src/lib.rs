@@ -1,4 +1,4 @@
-//! Pod network, services, host ports and DNS of one box.
+//! Pod network, services, host ports, policies and DNS of one box, and its ways to the pods of other boxes.
 //!
 //! Everything is done in process: links, addresses and routes by rtnetlink, services and host ports by nftables over netlink, names by a small DNS
 //! server. No executable of the host is run, and nothing happens while nothing changes.
@@ -9,7 +9,13 @@
 //! So replies through services are translated back and policies see everything, without a bridge and its netfilter module. Neighbours are permanent
 //! entries: no pod can claim the address of another.
 //!
-//! **Architecture invariant:** `services` is pure and says what should be; `nft` is the only module that speaks nftables, behind the trait `Firewall`.
+//! **Architecture invariant:** a box needs nothing of its peers but their addresses and pod ranges, and nothing is learned on the wire: plain routes lead to
+//! neighbours, VXLAN to the others, and what the kernel has is compared with what should be whenever peers, links or addresses change.
+//!
+//! **Architecture invariant:** a policy is judged once for each connection, where it is forwarded, after services were resolved. A pod and its own box are
+//! never kept apart, which includes the DNS server of the box.
+//!
+//! **Architecture invariant:** `services`, `policies` and `peers::plan` are pure and say what should be; `nft` is the only module that speaks nftables, behind the trait `Firewall`.
 //! What the kernel has is read back when the network is opened, so a restart, an upgrade or a `kill -9` interrupts no connection.
 //!
 //! ```no_run

@@ -6,7 +6,7 @@ mod common;
 
 use std::sync::Arc;
 
-use amphipod_netplug::{Endpoint, Error, Network, Overlay, Service};
+use amphipod_netplug::{Endpoint, Error, IpNet, Network, Overlay, Peer, Service};
 use common::fleet::Fleet;
 use common::*;
 
@@ -337,4 +337,88 @@ fn teardown_leaves_no_way_behind() {
         !left.contains("amphi") && !left.contains("10.42."),
         "{left}"
     );
+}
+
+/// Two boxes on one cable with both IP families; each knows the other by the addresses that `knows` keeps.
+fn dual(overlay: Overlay, knows: fn(&str) -> bool) -> (Vec<TestBox>, Vec<Pod>) {
+    let boxes: Vec<Ns> = (0..2).map(|_| Ns::new()).collect();
+    for ns in &boxes {
+        ns.sh("sysctl -qw net.ipv6.conf.default.accept_dad=0");
+    }
+    boxes[0].cable("eth1", "192.0.2.1/24", &boxes[1], "192.0.2.2/24");
+    boxes[0].sh("ip addr add 2001:db8::1/64 dev eth1");
+    boxes[1].sh("ip addr add 2001:db8::2/64 dev eth0");
+    let ranges = |i: usize| -> Vec<IpNet> {
+        let texts = [format!("10.42.{i}.0/24"), format!("fd42:0:0:{i}::/64")];
+        texts.iter().map(|t| t.parse().unwrap()).collect()
+    };
+    let open = |(i, ns): (usize, Ns)| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut b = TestBox { ns, net: None, dir };
+        let mut config = b.config();
+        config.pod_cidrs = ranges(i);
+        config.cluster_cidrs.push("fd42::/56".parse().unwrap());
+        config.service_cidrs.push("fd43::/108".parse().unwrap());
+        config.overlay = overlay;
+        let net = b.ns.run(|| Network::open(config).unwrap());
+        let other = 2 - i;
+        let ips = [format!("192.0.2.{other}"), format!("2001:db8::{other}")];
+        net.set_peers(vec![Peer {
+            node: "other".into(),
+            ips: ips
+                .iter()
+                .filter(|ip| knows(ip))
+                .map(|ip| ip.parse().unwrap())
+                .collect(),
+            pod_cidrs: ranges(1 - i),
+        }])
+        .unwrap();
+        b.net = Some(net);
+        b
+    };
+    let boxes: Vec<TestBox> = boxes.into_iter().enumerate().map(open).collect();
+    let pods = boxes.iter().enumerate().map(|(i, b)| {
+        let pod = b.pod(&format!("pod{i}"));
+        pod.ns.serve_tcp("[::]:8080", &format!("pod{i}"));
+        pod
+    });
+    let pods = pods.collect();
+    (boxes, pods)
+}
+
+#[test]
+fn both_families_travel_over_routes_and_inside_either_family() {
+    for (shape, overlay, knows) in [
+        ("plain", Overlay::Auto, (|_| true) as fn(&str) -> bool),
+        ("inside IPv4", Overlay::Vxlan, |ip| !ip.contains(':')),
+        ("inside IPv6", Overlay::Vxlan, |ip| ip.contains(':')),
+        ("half plain, half inside", Overlay::Auto, |ip| {
+            !ip.contains(':')
+        }),
+    ] {
+        let (boxes, pods) = dual(overlay, knows);
+        let mtu = pods[0].ns.sh("ip link show eth0");
+        let expected = match shape {
+            "plain" => "mtu 1500 ",
+            "inside IPv6" => "mtu 1430 ",
+            _ => "mtu 1450 ",
+        };
+        assert!(mtu.contains(expected), "{shape}: {mtu}");
+        let patient = std::time::Duration::from_secs(10);
+        for (from, to, name) in [(0, 1, "pod1"), (1, 0, "pod0")] {
+            let said = pods[from].ns.tcp_within(&pods[to].at(8080), patient);
+            // A socket of both families writes an IPv4 client as a mapped address.
+            let seen = format!("{name} saw ::ffff:{}", pods[from].ip());
+            assert_eq!(said.unwrap(), seen, "{shape}");
+            let said = pods[from].ns.tcp_within(&pods[to].at6(8080), patient);
+            let seen = format!("{name} saw {}", pods[from].ip6());
+            assert_eq!(said.unwrap(), seen, "{shape}");
+        }
+        boxes[0].net().set_peers(vec![]).unwrap();
+        let left = boxes[0].ns.sh("ip route; ip -6 route; ip -o link");
+        assert!(
+            !left.contains("10.42.1.") && !left.contains("fd42:0:0:1:") && !left.contains("vx"),
+            "{shape}: {left}"
+        );
+    }
 }

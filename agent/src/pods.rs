@@ -237,10 +237,6 @@ impl Supervisor {
             Event::Restarted(all) => {
                 for pod in &all {
                     self.apply(pod).await;
-                    let status = serde_json::from_value(pod["status"].clone()).unwrap_or_default();
-                    if let Some(actor) = self.pods.get(meta::uid(pod)) {
-                        actor.tell(Msg::ServerHas(Arc::new(status)));
-                    }
                 }
                 for actor in self.pods.all() {
                     let uid = actor.view().uid.clone();
@@ -263,6 +259,9 @@ impl Supervisor {
             }
         };
         let known = self.pods.get(uid);
+        if let Some(actor) = &known {
+            actor.tell(Msg::ServerHas(pod.clone()));
+        }
         let unchanged = known
             .as_ref()
             .is_some_and(|a| same_intent(&a.view().pod, &pod));

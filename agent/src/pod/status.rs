@@ -27,7 +27,7 @@ pub struct Context<'a> {
     pub time: Timestamp,
 }
 
-/// The new status. `previous` is the one told last: transition times and conditions that others own come from it.
+/// The new status. `previous` is the one told last: transition times come from it.
 pub fn pod_status(
     pod: &Pod,
     plan: &PodPlan,
@@ -270,15 +270,7 @@ pub fn pod_of(pod: &Pod) -> String {
     )
 }
 
-/// Condition types that the agent owns; all others in `previous` are kept.
-const OWNED: [&str; 5] = [
-    "PodReadyToStartContainers",
-    "Initialized",
-    "Ready",
-    "ContainersReady",
-    "PodScheduled",
-];
-
+/// The conditions that the agent owns. Those of others are theirs to tell.
 #[allow(clippy::too_many_arguments)]
 fn conditions(
     pod: &Pod,
@@ -373,26 +365,15 @@ fn conditions(
     }
     push("ContainersReady", ok, reason, message);
     push("PodScheduled", true, "", String::new());
-    let others = previous
-        .conditions
-        .iter()
-        .flatten()
-        .filter(|c| !OWNED.contains(&c.type_.as_str()))
-        .cloned();
-    list.extend(others);
     if let Some(Stop::Failed { reason, message }) = &seen.stop
         && reason == "Evicted"
-        && !list.iter().any(|c| c.type_ == "DisruptionTarget")
     {
-        list.push(PodCondition {
-            type_: "DisruptionTarget".into(),
-            status: "True".into(),
-            reason: Some("TerminationByKubelet".into()),
-            message: Some(message.clone()),
-            last_transition_time: Some(Time(cx.time)),
-            last_probe_time: None,
-            observed_generation: pod.metadata.generation,
-        });
+        push(
+            "DisruptionTarget",
+            true,
+            "TerminationByKubelet",
+            message.clone(),
+        );
     }
     list
 }

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use amphipod_api::client::{Client, Target};
+use amphipod_api::meta;
 use amphipod_api::patch::PatchType;
-use k8s_openapi::api::core::v1::PodStatus;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use serde_json::{Map, Value, json};
 use tokio::sync::{Notify, Semaphore, watch};
 
@@ -16,8 +17,8 @@ struct Wish {
     status: Option<Arc<PodStatus>>,
     /// Then remove the pod from the API.
     delete: bool,
-    /// What the server was seen to have; it may have forgotten what it was told (a restored backup).
-    seen: Option<Arc<PodStatus>>,
+    /// The pod as the server was last seen to have it.
+    seen: Option<Arc<Pod>>,
 }
 
 /// Tells the statuses of one pod. Dropping it ends the telling.
@@ -65,7 +66,7 @@ impl StatusManager {
             target: Target::core("pods").namespace(namespace).name(name),
             uid: uid.to_string(),
             told: fields(known),
-            seen: None,
+            revision: 0,
             deleted: deleted.clone(),
         };
         let task = tokio::spawn(teller.run(wishes)).abort_handle();
@@ -83,9 +84,10 @@ impl StatusWriter {
         self.wish.send_modify(|w| w.status = Some(status));
     }
 
-    /// The server was seen to have this status. If that is not what it was told last, it is told again.
-    pub fn server_has(&self, status: Arc<PodStatus>) {
-        self.wish.send_modify(|w| w.seen = Some(status));
+    /// The server was seen to have this. If somebody else changed the status since we told it last (the node was thought dead),
+    /// or it was forgotten (a restored backup), it is told again.
+    pub fn server_has(&self, pod: Arc<Pod>) {
+        self.wish.send_modify(|w| w.seen = Some(pod));
     }
 
     /// Then removes the pod from the API. [`Self::deleted`] completes when it is gone.
@@ -104,7 +106,8 @@ struct Teller {
     uid: String,
     /// What the server was told last.
     told: Map<String, Value>,
-    seen: Option<Arc<PodStatus>>,
+    /// Revision of the pod that `told` stands for. Echoes of our own words are not newer.
+    revision: u64,
     deleted: Arc<Notify>,
 }
 
@@ -129,11 +132,8 @@ impl Teller {
         while wishes.changed().await.is_ok() {
             loop {
                 let wish = wishes.borrow_and_update().clone();
-                if let Some(seen) = &wish.seen
-                    && self.seen.as_ref().is_none_or(|old| !Arc::ptr_eq(old, seen))
-                {
-                    self.told = fields(seen);
-                    self.seen = Some(seen.clone());
+                if let Some(seen) = &wish.seen {
+                    self.learn(seen);
                 }
                 let heard = if gone {
                     Heard::Gone
@@ -164,6 +164,29 @@ impl Teller {
         }
     }
 
+    /// Takes in what the server has, if that is newer than what we told it.
+    fn learn(&mut self, seen: &Pod) {
+        let now = revision(
+            seen.metadata
+                .resource_version
+                .as_deref()
+                .unwrap_or_default(),
+        );
+        if now > self.revision {
+            self.revision = now;
+            self.told = fields(&seen.status.clone().unwrap_or_default());
+        }
+    }
+
+    /// Another pod has our pod's name, or the object is much written to just now.
+    async fn conflict(&self) -> Heard {
+        match self.manager.client.get_opt(&self.target).await {
+            Ok(Some(pod)) if meta::uid(&pod) == self.uid => Heard::No,
+            Ok(_) => Heard::Gone,
+            Err(_) => Heard::No,
+        }
+    }
+
     async fn send(&mut self, wish: &Wish) -> Heard {
         let Ok(_slot) = self.manager.slots.acquire().await else {
             return Heard::No;
@@ -172,9 +195,9 @@ impl Teller {
             let Ok(Value::Object(new)) = serde_json::to_value(&**status) else {
                 return Heard::Yes;
             };
-            if new != self.told {
-                let patch =
-                    json!({"metadata": {"uid": self.uid}, "status": patch(&self.told, &new)});
+            let patch = patch(&self.told, &new);
+            if !patch.is_empty() {
+                let patch = json!({"metadata": {"uid": self.uid}, "status": patch});
                 let target = self.target.clone().subresource("status");
                 match self
                     .manager
@@ -182,8 +205,12 @@ impl Teller {
                     .patch(&target, PatchType::StrategicMerge, &patch)
                     .await
                 {
-                    Ok(_) => self.told = new,
-                    Err(e) if e.is_not_found() || e.is_conflict() => return Heard::Gone,
+                    Ok(pod) => {
+                        self.told = new;
+                        self.revision = revision(meta::resource_version(&pod));
+                    }
+                    Err(e) if e.is_not_found() => return Heard::Gone,
+                    Err(e) if e.is_conflict() => return self.conflict().await,
                     Err(e) if e.is_retryable() => return Heard::No,
                     Err(error) => {
                         tracing::warn!(pod = self.target.path(), %error, "the server refused a pod's status");
@@ -198,7 +225,8 @@ impl Teller {
         let options = json!({"kind": "DeleteOptions", "apiVersion": "v1", "gracePeriodSeconds": 0, "preconditions": {"uid": self.uid}});
         match self.manager.client.delete(&self.target, &options).await {
             Ok(_) => Heard::Yes,
-            Err(e) if e.is_not_found() || e.is_conflict() => Heard::Gone,
+            Err(e) if e.is_not_found() => Heard::Gone,
+            Err(e) if e.is_conflict() => self.conflict().await,
             Err(e) if e.is_retryable() => Heard::No,
             Err(error) => {
                 tracing::warn!(pod = self.target.path(), %error, "the server refused to remove a pod that has ended");
@@ -210,7 +238,7 @@ impl Teller {
 
 /// A strategic merge patch that turns `old` into `new`: only what differs; fields that went are null; addresses that went
 /// are deleted by their key, because these lists merge.
-fn patch(old: &Map<String, Value>, new: &Map<String, Value>) -> Value {
+fn patch(old: &Map<String, Value>, new: &Map<String, Value>) -> Map<String, Value> {
     let mut out = Map::new();
     for (field, value) in new {
         if old.get(field) == Some(value) {
@@ -240,7 +268,7 @@ fn patch(old: &Map<String, Value>, new: &Map<String, Value>) -> Value {
                 .map_or(&[][..], Vec::as_slice);
             list.retain(|c| !had.contains(c));
             // Conditions merge by type: what a condition no longer says has to be taken back.
-            for condition in list {
+            for condition in list.iter_mut() {
                 let before = had.iter().find(|h| h["type"] == condition["type"]);
                 for gone in before.and_then(Value::as_object).into_iter().flatten() {
                     if condition.get(gone.0).is_none() {
@@ -248,15 +276,35 @@ fn patch(old: &Map<String, Value>, new: &Map<String, Value>) -> Value {
                     }
                 }
             }
+            if list.is_empty() {
+                continue;
+            }
         }
         out.insert(field.clone(), value);
     }
     for field in old.keys() {
-        if !new.contains_key(field) {
+        if OURS.contains(&field.as_str()) && !new.contains_key(field) {
             out.insert(field.clone(), Value::Null);
         }
     }
-    Value::Object(out)
+    out
+}
+
+/// Fields of the status that nobody else writes: what we no longer say is taken back.
+const OURS: [&str; 8] = [
+    "message",
+    "reason",
+    "podIP",
+    "podIPs",
+    "startTime",
+    "initContainerStatuses",
+    "containerStatuses",
+    "ephemeralContainerStatuses",
+];
+
+/// A resourceVersion as a number; revisions of one server can be compared (KEP-5504).
+fn revision(text: &str) -> u64 {
+    text.parse().unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -282,6 +330,7 @@ mod tests {
         );
         let want = json!({"phase": "Running", "podIPs": [{"ip": "2"}, {"$patch": "delete", "ip": "1"}], "reason": null,
             "conditions": [{"type": "B", "status": "True", "reason": null}]});
-        assert_eq!(patch(&old, &new), want);
+        assert_eq!(Value::Object(patch(&old, &new)), want);
+        assert!(patch(&new, &new).is_empty());
     }
 }

@@ -72,7 +72,7 @@ impl Actor {
         let now = self.deps.now();
         match msg {
             Msg::Desired(pod) => self.desired(pod),
-            Msg::ServerHas(status) => self.writer.server_has(status),
+            Msg::ServerHas(pod) => self.writer.server_has(pod),
             Msg::Gone { grace } => {
                 self.gone = true;
                 self.stop(Stop::Deleted, grace.map(|g| g.max(Duration::from_secs(1))));

@@ -34,8 +34,8 @@ use crate::server::status::StatusWriter;
 pub enum Msg {
     /// The pod in the API is new or changed.
     Desired(Arc<Pod>),
-    /// The status that the API has, after we lost sight of it for a while.
-    ServerHas(Arc<PodStatus>),
+    /// The pod as the API has it, also when only its status changed.
+    ServerHas(Arc<Pod>),
     /// The pod is no longer in the API; its last state said how long it may take to end.
     Gone {
         grace: Option<Duration>,

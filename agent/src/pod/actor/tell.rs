@@ -60,6 +60,19 @@ impl Actor {
             m.name.as_deref().unwrap_or_default(),
             &self.uid,
         );
+        // What others say of the pod (readiness gates) stands beside what we say.
+        let mut status = status;
+        let others = pod
+            .status
+            .take()
+            .and_then(|s| s.conditions)
+            .unwrap_or_default();
+        let mine = status.conditions.get_or_insert_default();
+        for other in others {
+            if !mine.iter().any(|c| c.type_ == other.type_) {
+                mine.push(other);
+            }
+        }
         pod.status = Some(status);
         let containers = self
             .plan

@@ -4,10 +4,10 @@
 //! helpers that create containers are this same program, re-executed.
 
 mod cli;
-#[cfg(feature = "agent")]
-mod hello;
 #[cfg(feature = "server")]
 mod fleet;
+#[cfg(feature = "agent")]
+mod hello;
 mod run;
 
 use std::process::ExitCode;
@@ -16,7 +16,8 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     #[cfg(feature = "agent")]
-    if let Some(code) = amphipod_agent::run_hidden_command(&std::env::args_os().collect::<Vec<_>>()) {
+    if let Some(code) = amphipod_agent::run_hidden_command(&std::env::args_os().collect::<Vec<_>>())
+    {
         return ExitCode::from(code.clamp(0, 255) as u8);
     }
     let cli = cli::Cli::parse();

@@ -689,3 +689,52 @@ fn the_connection_comes_back_after_the_server_and_the_network_were_away() {
         .ok();
     reached(60);
 }
+
+#[test]
+fn twenty_pods_come_back_from_a_power_cut_without_the_server() {
+    let mut fleet = Fleet::start();
+    let registry = Registry::start(&fleet.agent);
+    fleet.kubectl.run(&["cordon", fleet.server.name()]).ok();
+    fleet.kubectl.apply(&format!(
+        "apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: counters}}
+spec:
+  replicas: 20
+  selector: {{matchLabels: {{app: counter}}}}
+  template:
+    metadata: {{labels: {{app: counter}}}}
+    spec:
+      containers:
+      - name: main
+        image: {BUSYBOX}
+        command: [sh, -c, 'i=0; while :; do i=$((i+1)); echo $i; sleep 1; done']
+"
+    ));
+    fleet
+        .kubectl
+        .run(&["rollout", "status", "deployment/counters", "--timeout=90s"])
+        .ok();
+    // Nothing but the agent's own copy can bring them back: no server, and no registry.
+    drop(registry);
+    fleet.server.power_off();
+    fleet.agent.power_off();
+    fleet.agent.power_on(&fleet.lan);
+    let begin = std::time::Instant::now();
+    fleet.agent.start_agent(&[]);
+    eventually("20 counters to run", Duration::from_secs(60), || {
+        let running = fleet
+            .agent
+            .run(&["sh", "-c", "ps ax | grep -c 'i=0; [w]hile'"])
+            .stdout;
+        if running.trim() == "20" {
+            Ok(())
+        } else {
+            Err(running)
+        }
+    });
+    println!(
+        "20 pods ran again {:?} after the agent's start",
+        begin.elapsed()
+    );
+}

@@ -1,6 +1,8 @@
 //! What can be typed.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
+#[cfg(feature = "server")]
+use std::net::SocketAddr;
 use std::path::PathBuf;
 #[cfg(feature = "server")]
 use std::time::Duration;

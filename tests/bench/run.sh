@@ -9,7 +9,7 @@
 # --hold   (alone) measures nothing: a ready box, kept until Ctrl-D, for a profiler
 #
 # Needs root and what tests/run.sh installs; crun, if there, is measured beside our own container start. A full run takes
-# about half an hour. AMPHIPOD_BINARY measures another binary than the one built here (and builds nothing but the bench).
+# about 40 minutes. AMPHIPOD_BINARY measures another binary than the one built here (and builds nothing but the bench).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 [ "$(id -u)" = 0 ] || { echo "tests/bench/run.sh: run as root: boxes are namespaces and mounts" >&2; exit 1; }

@@ -78,8 +78,14 @@ impl NodeAuthorizer {
                 )),
                 _ => by_rules(),
             },
+            ("", "namespaces") => match ask.verb {
+                "list" | "watch" if self.policies_exist() => NodeDecision::Allow,
+                _ => no("can only list/watch namespaces while there are network policies"),
+            },
             ("", "pods") => match ask.verb {
                 "get" if ask.subresource.is_empty() => self.own_pod(node, ask),
+                // Policies speak of pods everywhere; so their addresses must be known where they are enforced.
+                "list" | "watch" if self.policies_exist() => NodeDecision::Allow,
                 "list" | "watch" => own_pods(node, ask),
                 _ => by_rules(),
             },
@@ -175,6 +181,12 @@ impl NodeAuthorizer {
                 NodeDecision::NoOpinion(format!("{NO_RELATION} {node:?} and this object"))
             }
         }
+    }
+
+    fn policies_exist(&self) -> bool {
+        self.cache
+            .table("networkpolicies.networking.k8s.io")
+            .is_some_and(|policies| !policies.is_empty())
     }
 
     fn pods_of(&self, node: &str) -> Vec<Arc<Object>> {
@@ -541,6 +553,32 @@ mod tests {
         assert!(!may("n1", "list", "pods", "", "", ""));
         assert!(may("n1", "get", "pods", "shop", "web", ""));
         assert!(!may("n2", "get", "pods", "shop", "web", ""));
+    }
+
+    #[test]
+    fn a_node_lists_all_pods_and_namespaces_only_while_there_are_network_policies() {
+        assert!(!may("n1", "list", "namespaces", "", "", ""));
+        let authorizer = authorizer();
+        authorizer.cache.define(TableSpec {
+            resource: "networkpolicies.networking.k8s.io".to_owned(),
+            fields: vec![],
+            indexed: vec![],
+            lazy: false,
+        });
+        let user = UserInfo::new("system:node:n1".to_owned(), &[NODES]);
+        let all = |verb, resource| {
+            let ask = Attributes::resource(&user, verb, "", resource);
+            authorizer.decide("n1", &ask) == NodeDecision::Allow
+        };
+        assert!(!all("list", "pods") && !all("watch", "namespaces"));
+        let policy = json!({"metadata": {"name": "deny", "namespace": "shop"}});
+        authorizer.cache.apply(&[Record {
+            revision: 2,
+            key: Key::new("networkpolicies.networking.k8s.io", "shop", "deny"),
+            value: Some(Bytes::from(serde_json::to_vec(&policy).unwrap())),
+        }]);
+        assert!(all("list", "pods") && all("watch", "namespaces"));
+        assert!(!all("delete", "namespaces") && !all("get", "namespaces"));
     }
 
     #[test]

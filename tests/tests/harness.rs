@@ -1,5 +1,7 @@
 //! The harness itself: a test that cannot trust its box proves nothing.
 
+#![allow(clippy::unwrap_used)]
+
 use std::time::Duration;
 
 use amphipod_tests::{EdgeBox, Lan, Registry, eventually};

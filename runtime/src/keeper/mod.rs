@@ -39,9 +39,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Cgroups;
-use crate::proto::{
-    ExitRecord, Life, Record, WireError,
-};
+use crate::proto::{ExitRecord, Life, Record, WireError};
 use crate::sys::{process as sys_process, socket};
 pub(crate) use children::{
     OCI_DIRECTORY, OCI_NAME, PROCESS_FILE, ROOT_DIRECTORY, ROOT_FILE, RootPlan,
@@ -149,7 +147,9 @@ struct Pending {
 enum Work {
     Create(Box<Container>),
     /// The version 2 cgroup that it is forked into.
-    Exec { group: Option<OwnedFd> },
+    Exec {
+        group: Option<OwnedFd>,
+    },
     Sandbox,
 }
 

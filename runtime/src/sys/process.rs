@@ -96,9 +96,8 @@ pub(crate) unsafe fn fork_into(group: Option<BorrowedFd<'_>>) -> io::Result<i32>
             ..CloneArgs::default()
         };
         // SAFETY: as fork(2): no shared memory, no new stack, and one thread, says the caller.
-        let pid = unsafe {
-            libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>())
-        };
+        let pid =
+            unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
         if pid >= 0 {
             return Ok(pid as i32);
         }

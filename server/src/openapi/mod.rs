@@ -23,7 +23,10 @@ pub use version::version;
 pub mod media {
     /// What is answered with, and the names it is asked for by: `@` is no token of RFC 7231, so that newer clients refuse to read it.
     pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
-    pub const V2_PROTOBUF_NAMES: [&str; 2] = [V2_PROTOBUF, "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"];
+    pub const V2_PROTOBUF_NAMES: [&str; 2] = [
+        V2_PROTOBUF,
+        "application/com.github.proto-openapi.spec.v2@v1.0+protobuf",
+    ];
     pub const AGGREGATED: [(&str, &str); 2] = [
         (
             "v2",

@@ -204,7 +204,12 @@ pub fn schedule(snapshot: &Snapshot, pod: &PodInfo, turn: &mut usize) -> Result<
             }
             continue;
         };
-        tracing::trace!(plugin = plugin.name(), node = node.name, pod = pod.name, "refused");
+        tracing::trace!(
+            plugin = plugin.name(),
+            node = node.name,
+            pod = pod.name,
+            "refused"
+        );
         diagnosis.hopes = diagnosis.hopes.or(plugin.hopes());
         diagnosis.hopeless += usize::from(refusals.iter().any(|refusal| refusal.final_));
         for refusal in refusals {

@@ -227,6 +227,12 @@ impl EdgeBox {
         }
     }
 
+    /// Ends the box as the death of the test's process would: its power supply alone cleans up.
+    pub fn unplug_and_forget(mut self) {
+        self.dir.disable_cleanup(true);
+        drop(self.power.take());
+    }
+
     /// A powered box that runs a ready all-in-one node.
     #[track_caller]
     pub fn ready(lan: &Lan) -> EdgeBox {

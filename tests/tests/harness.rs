@@ -60,6 +60,26 @@ fn a_power_cut_kills_everything_in_a_box_and_keeps_its_disk() {
 }
 
 #[test]
+fn a_box_that_ends_with_mounts_on_its_disk_leaves_no_disk_behind() {
+    let lan = Lan::new();
+    let edge_box = EdgeBox::new(&lan);
+    let disk = edge_box.disk().to_owned();
+    edge_box.run(&["mkdir", "/var/lib/amphipod/volume"]).ok();
+    edge_box
+        .run(&["mount", "-t", "tmpfs", "tmpfs", "/var/lib/amphipod/volume"])
+        .ok();
+    // Nobody else removes the disk, as when a test's process was killed: what is left then is for the power supply.
+    edge_box.unplug_and_forget();
+    eventually("the disk to be gone", Duration::from_secs(5), || {
+        if disk.exists() {
+            Err(format!("{} is there", disk.display()))
+        } else {
+            Ok(())
+        }
+    });
+}
+
+#[test]
 fn the_registry_of_a_box_serves_images() {
     let lan = Lan::new();
     let edge_box = EdgeBox::new(&lan);

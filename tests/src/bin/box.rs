@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, pipe, sethostname};
@@ -35,6 +35,7 @@ fn main() -> Result<()> {
     if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
         bail!("a box's name is letters, digits and hyphens, not {name:?}");
     }
+    let outside = fs::File::open("/proc/self/ns/mnt").context("opening the mount namespace")?;
     unshare(
         CloneFlags::CLONE_NEWPID
             | CloneFlags::CLONE_NEWNET
@@ -62,6 +63,8 @@ fn main() -> Result<()> {
         }
         ForkResult::Parent { child } => {
             drop(ready_in_child);
+            // As a member of the box's mount namespace this process would keep it, and every mount on the disk, alive.
+            setns(&outside, CloneFlags::CLONE_NEWNS).context("going back outside")?;
             let mut message = String::new();
             fs::File::from(ready).read_to_string(&mut message)?;
             let mut keep_disk = true;
@@ -72,7 +75,7 @@ fn main() -> Result<()> {
             }
             power_off(child, &name);
             if !keep_disk {
-                let _ = fs::remove_dir_all(&dir);
+                remove_disk(&dir);
             }
             if message.is_empty() {
                 Ok(())
@@ -198,6 +201,21 @@ fn power_off(child: Pid, name: &str) {
             }
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
+    }
+}
+
+/// Removes the disk of a box that is off. A mount of the box can outlive its last process by a moment.
+fn remove_disk(dir: &Path) {
+    let mut removed = Ok(());
+    for _ in 0..50 {
+        removed = match fs::remove_dir_all(dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+            _ => return,
+        };
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    if let Err(e) = removed {
+        eprintln!("removing {}: {e}", dir.display());
     }
 }
 

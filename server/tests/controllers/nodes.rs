@@ -12,7 +12,6 @@ fn taints(node: &Value) -> Vec<String> {
 }
 
 #[tokio::test]
-#[ignore = "a known defect, one run in three: see docs/STATUS.md, Next, 0"]
 async fn a_node_is_tainted_while_it_is_not_ready() {
     let bench = Bench::bare().await;
     bench

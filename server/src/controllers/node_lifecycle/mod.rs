@@ -7,7 +7,7 @@ mod health;
 pub mod pod_gc;
 mod taints;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -33,8 +33,10 @@ const CONDITIONS: [&str; 4] = ["Ready", "MemoryPressure", "DiskPressure", "PIDPr
 #[derive(Default)]
 pub struct NodeLifecycle {
     health: Arc<Mutex<health::Health>>,
-    /// When the next node of each zone may lose its pods.
-    paces: Mutex<HashMap<String, Instant>>,
+    /// Nodes that are not well and still have their pods. Whether they may keep them depends on all nodes.
+    waiting: Arc<Mutex<BTreeSet<String>>>,
+    /// When the next node of each zone may lose its pods. Held until the taint is stored: a turn that came to nothing is not used up.
+    paces: tokio::sync::Mutex<HashMap<String, Instant>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -47,12 +49,18 @@ impl Controller for NodeLifecycle {
     }
 
     fn sources(&self) -> Vec<Source> {
-        let health = self.health.clone();
+        let (health, waiting) = (self.health.clone(), self.waiting.clone());
         let node = move |tools: &Tools, event: &Event| {
             let name = &event.object.meta.name;
+            let mut concerned = itself(tools, event);
+            let mut all_look = || {
+                let waiting = lock(&waiting);
+                concerned.extend(waiting.iter().map(|name| Key::new("", name)));
+                std::mem::take(&mut concerned)
+            };
             if event.kind == EventType::Deleted {
                 lock(&health).forget(name);
-                return Vec::new();
+                return all_look();
             }
             let (now, before) = (
                 event.object.value(),
@@ -67,17 +75,12 @@ impl Controller for NodeLifecycle {
             {
                 lock(&health).heard(name, Instant::now());
             }
-            if before.is_none_or(|before| taints::health(&before) == taints::health(&now)) {
-                return itself(tools, event);
+            // How many nodes of a zone are well decides over the others too.
+            let counts_as = |node: &Value| (taints::health(node), zone(node).to_owned());
+            match before {
+                Some(before) if counts_as(&before) == counts_as(&now) => concerned,
+                _ => all_look(),
             }
-            // How many nodes are well decides over the others too.
-            tools
-                .table("nodes")
-                .list(None)
-                .items
-                .iter()
-                .map(|node| Key::new("", &node.meta.name))
-                .collect()
         };
         let health = self.health.clone();
         let lease = move |_: &Tools, event: &Event| {
@@ -105,6 +108,7 @@ impl NodeLifecycle {
                 .filter(|node| !node.meta.is_deleting())
         };
         let Some(mut object) = node() else {
+            lock(&self.waiting).remove(name);
             return Ok(Outcome::Done);
         };
         let mut value = object.value();
@@ -126,25 +130,57 @@ impl NodeLifecycle {
             Verdict::Fresh(left) => Some(left),
             Verdict::Silent => None,
         };
-        let mut evict = false;
-        if taints::health(&value) != taints::Health::Ready && !taints::is_evicting(&value) {
-            match self.turn(tools, &object) {
-                Turn::Now => evict = true,
-                Turn::In(pause) => wait = Some(wait.map_or(pause, |wait| wait.min(pause))),
-                Turn::Never => {}
+        if taints::health(&value) == taints::Health::Ready || taints::is_evicting(&value) {
+            lock(&self.waiting).remove(name);
+            self.set_taints(tools, name, &value, false).await?;
+        } else {
+            // Before the others are looked at: a change after that finds it here.
+            lock(&self.waiting).insert(name.to_owned());
+            if let Some(pause) = self.take_turn(tools, name, &value).await? {
+                wait = Some(wait.map_or(pause, |wait| wait.min(pause)));
             }
         }
-        if taints::set(&mut value, evict, Timestamp::now()) {
-            let set = |node: &mut Value| {
-                taints::set(node, evict, Timestamp::now());
-                Ok(())
-            };
-            tools
-                .registry
-                .update_with(&tools.context("nodes", "")?, name, set)
-                .await?;
-        }
         Ok(wait.map_or(Outcome::Done, Outcome::After))
+    }
+
+    /// Sets a node's taints to what its conditions ask for. True: its pods are to go.
+    async fn set_taints(
+        &self,
+        tools: &Tools,
+        name: &str,
+        value: &Value,
+        evict: bool,
+    ) -> Result<bool> {
+        if !taints::set(&mut value.clone(), evict, Timestamp::now()) {
+            return Ok(taints::is_evicting(value));
+        }
+        let set = |node: &mut Value| {
+            taints::set(node, evict, Timestamp::now());
+            Ok(())
+        };
+        let context = tools.context("nodes", "")?;
+        let stored = tools.registry.update_with(&context, name, set).await?;
+        Ok(taints::is_evicting(&stored.value()))
+    }
+
+    /// Taints a node that is not well, and so that its pods go if it is its turn; else, the time until it may be.
+    async fn take_turn(
+        &self,
+        tools: &Tools,
+        name: &str,
+        value: &Value,
+    ) -> Result<Option<Duration>> {
+        let mut paces = self.paces.lock().await;
+        let (zone, now) = (zone(value).to_owned(), Instant::now());
+        let pace = pace(tools, &zone);
+        let next = paces.get(&zone).copied().filter(|next| *next > now);
+        let evict = pace.is_some() && next.is_none();
+        let went = self.set_taints(tools, name, value, evict).await?;
+        match pace {
+            Some(pace) if went => drop(paces.insert(zone, now + pace)),
+            _ => {}
+        }
+        Ok(next.filter(|_| pace.is_some()).map(|next| next - now))
     }
 
     /// Tells that a node is silent: its conditions are unknown, and its pods not ready.
@@ -210,41 +246,26 @@ impl NodeLifecycle {
         }
         Ok(())
     }
-
-    /// Whether it is a node's turn to lose its pods.
-    fn turn(&self, tools: &Tools, node: &Object) -> Turn {
-        let mut zones: HashMap<String, Zone> = HashMap::new();
-        let zone_of = |node: &Object| node.meta.labels.get(ZONE).cloned().unwrap_or_default();
-        for other in tools.table("nodes").list(None).items {
-            let zone = zones.entry(zone_of(&other)).or_default();
-            match taints::health(&other.value()) {
-                taints::Health::Ready => zone.ready += 1,
-                _ => zone.unwell += 1,
-            }
-        }
-        let all: Vec<Zone> = zones.values().copied().collect();
-        let zone = zone_of(node);
-        let Some(pace) = disruption::pace(zones.get(&zone).copied().unwrap_or_default(), &all)
-        else {
-            return Turn::Never;
-        };
-        let now = Instant::now();
-        let mut paces = lock(&self.paces);
-        match paces.get(&zone) {
-            Some(next) if *next > now => Turn::In(*next - now),
-            _ => {
-                paces.insert(zone, now + pace);
-                Turn::Now
-            }
-        }
-    }
 }
 
-enum Turn {
-    Now,
-    In(Duration),
-    /// Until the health of some node changes.
-    Never,
+/// The zone that a node says it is in.
+fn zone(node: &Value) -> &str {
+    meta::label(node, ZONE).unwrap_or_default()
+}
+
+/// The time between two nodes of a zone that may lose their pods; `None`: none may until the health of some node changes.
+fn pace(tools: &Tools, of: &str) -> Option<Duration> {
+    let mut zones: HashMap<String, Zone> = HashMap::new();
+    for node in tools.table("nodes").list(None).items {
+        let node = node.value();
+        let zone = zones.entry(zone(&node).to_owned()).or_default();
+        match taints::health(&node) {
+            taints::Health::Ready => zone.ready += 1,
+            _ => zone.unwell += 1,
+        }
+    }
+    let all: Vec<Zone> = zones.values().copied().collect();
+    disruption::pace(zones.get(of).copied().unwrap_or_default(), &all)
 }
 
 /// Sets the conditions that only the node itself can vouch for to Unknown.

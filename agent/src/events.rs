@@ -281,11 +281,11 @@ impl Teller {
         } else if !self.allowed(&raw.object) {
             return Ok(());
         }
-        let mut stamp = uuid::Uuid::new_v4().simple().to_string();
-        stamp.truncate(16);
+        // As client-go names them: events of one second are then listed in the order in which they were told.
         let name = format!(
-            "{}.{stamp}",
-            raw.object["name"].as_str().unwrap_or_default()
+            "{}.{:x}",
+            raw.object["name"].as_str().unwrap_or_default(),
+            jiff::Timestamp::now().as_nanosecond()
         );
         let body = json!({
             "apiVersion": "v1", "kind": "Event",

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use amphipod_api::join::{NODE_API, TUNNEL_PROTOCOL, tunnel_path};
 use amphipod_api::reflector::Backoff;
+use amphipod_api::relay::relay;
 use amphipod_api::tls;
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
@@ -206,9 +207,7 @@ async fn connect(mut request: Request<Incoming>, handle: AgentHandle) -> Respons
     let _ = tcp.set_nodelay(true);
     tokio::spawn(async move {
         if let Ok(io) = upgrade.await {
-            let mut tcp = tcp;
-            // An error is either side's broken connection, which both notice.
-            let _ = tokio::io::copy_bidirectional(&mut TokioIo::new(io), &mut tcp).await;
+            relay(TokioIo::new(io), tcp).await;
         }
     });
     Response::default()

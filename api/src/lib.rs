@@ -17,6 +17,7 @@ pub mod patch;
 pub mod pki;
 pub mod quantity;
 pub mod reflector;
+pub mod relay;
 pub mod selector;
 pub mod status;
 pub mod text;

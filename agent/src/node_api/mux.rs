@@ -16,6 +16,9 @@ use tokio_util::sync::PollSender;
 /// Messages that may wait in one direction of one stream.
 pub(super) const QUEUE: usize = 8;
 
+/// How long a client may take to hang up after everything was said.
+pub(super) const LINGER: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// The most that one data message carries.
 const CHUNK: usize = 32 * 1024;
 

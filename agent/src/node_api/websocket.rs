@@ -18,7 +18,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_util::io::{CopyToBytes, SinkWriter, StreamReader};
 
-use super::mux::{Out, QUEUE};
+use super::mux::{LINGER, Out, QUEUE};
 
 /// The channel on which v5 clients end other channels.
 const CLOSE: u8 = 255;
@@ -123,7 +123,11 @@ where
         }
         let _ = sink.send(goodbye()).await;
         let _ = sink.close().await;
-        reading.abort();
+        // Hanging up on a client that is still talking makes it lose what was said last.
+        let mut reading = reading;
+        if tokio::time::timeout(LINGER, &mut reading).await.is_err() {
+            reading.abort();
+        }
     });
     Channels {
         out,

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::frame::{self, Frame};
 use super::headers::{Decoder, Encoder, Headers};
-use crate::node_api::mux::{self, Out, QUEUE, Writer};
+use crate::node_api::mux::{self, LINGER, Out, QUEUE, Writer};
 
 /// Streams that one connection may have open; a port-forward uses two for each forwarded connection.
 const MAX_STREAMS: usize = 1000;
@@ -47,8 +47,11 @@ pub(crate) fn accept(io: impl AsyncRead + AsyncWrite + Send + 'static) -> Connec
     });
     tokio::spawn(async move {
         let _ = write_frames(to_client, outgoing).await;
-        // Nothing can be sent any more, so nothing is worth being read.
-        reading.abort();
+        // Hanging up on a client that is still talking makes it lose what was said last.
+        let mut reading = reading;
+        if tokio::time::timeout(LINGER, &mut reading).await.is_err() {
+            reading.abort();
+        }
     });
     Connection {
         streams,
@@ -64,7 +67,11 @@ async fn read_frames(
     let mut decoder = Decoder::new();
     let mut inputs: HashMap<u32, mpsc::Sender<Bytes>> = HashMap::new();
     while let Some(frame) = frame::read(&mut from, &mut decoder).await? {
-        let Some(out) = out.upgrade() else { break };
+        let Some(out) = out.upgrade() else {
+            // Nothing can be answered any more: the client is only waited for.
+            tokio::io::copy(&mut from, &mut tokio::io::sink()).await?;
+            break;
+        };
         let send = |message| async {
             out.send(message)
                 .await

@@ -1,5 +1,6 @@
 //! Passing a request on, and, when both sides agree to upgrade, passing bytes both ways without looking at them.
 
+use amphipod_api::relay::relay;
 use amphipod_api::{GroupResource, Reason, Status};
 use http::header::{
     AUTHORIZATION, CONNECTION, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
@@ -104,7 +105,7 @@ pub async fn pass(stream: BoxStream, mut onward: Onward, stop: CancellationToken
     Ok(Response::from_parts(parts, Body::Proxied(body)))
 }
 
-/// Copies bytes both ways until one side ends, or the server stops.
+/// Copies bytes both ways until both sides have ended, or the server stops.
 async fn join(client: OnUpgrade, backend: OnUpgrade, stop: CancellationToken) {
     let (client, backend) = match tokio::try_join!(client, backend) {
         Ok(both) => both,
@@ -113,10 +114,9 @@ async fn join(client: OnUpgrade, backend: OnUpgrade, stop: CancellationToken) {
             return;
         }
     };
-    let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
     tokio::select! {
         () = stop.cancelled() => {}
-        _ = tokio::io::copy_bidirectional(&mut client, &mut backend) => {}
+        () = relay(TokioIo::new(client), TokioIo::new(backend)) => {}
     }
 }
 

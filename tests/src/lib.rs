@@ -8,6 +8,7 @@
 mod edge_box;
 mod image;
 mod kubectl;
+pub mod pod;
 mod registry;
 mod shared;
 mod wait;

@@ -1,0 +1,65 @@
+//! Pods for tests.
+
+use serde_json::{Value, json};
+
+use crate::{BUSYBOX, Kubectl};
+
+/// A pod `name` whose spec is the busybox container `main` running `script`, merged with `more` (JSON).
+pub fn pod(name: &str, script: &str, more: Value) -> String {
+    let mut object = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}},
+        "spec": {
+            "terminationGracePeriodSeconds": 1,
+            "containers": [{"name": "main", "image": BUSYBOX, "command": ["sh", "-c", script]}],
+        },
+    });
+    merge(&mut object, more);
+    object.to_string()
+}
+
+/// RFC 7386, except that lists merge item by item, so that `containers: [{...}]` adds to the first container.
+fn merge(into: &mut Value, from: Value) {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => {
+            from.into_iter()
+                .for_each(|(key, value)| merge(into.entry(key).or_insert(Value::Null), value));
+        }
+        (Value::Array(into), Value::Array(from)) => {
+            for (index, value) in from.into_iter().enumerate() {
+                match into.get_mut(index) {
+                    Some(item) => merge(item, value),
+                    None => into.push(value),
+                }
+            }
+        }
+        (into, from) => *into = from,
+    }
+}
+
+/// A script that waits, and ends when it is told to.
+pub const SLEEP: &str = "trap 'exit 0' TERM; sleep 3600 & wait";
+
+/// Applies `yaml` and waits until pod `name` is Ready.
+#[track_caller]
+pub fn ready(kubectl: &Kubectl, name: &str, yaml: &str) {
+    kubectl.apply(yaml);
+    kubectl.wait_for(&format!("pod/{name}"), "condition=Ready", 30);
+}
+
+/// What `script` prints in container `main` of `pod`.
+#[track_caller]
+pub fn sh(kubectl: &Kubectl, pod: &str, script: &str) -> String {
+    kubectl
+        .run(&["exec", pod, "-c", "main", "--", "sh", "-c", script])
+        .ok()
+}
+
+/// Waits until pod `name` has the phase.
+#[track_caller]
+pub fn wait_phase(kubectl: &Kubectl, name: &str, phase: &str) {
+    kubectl.wait_for(
+        &format!("pod/{name}"),
+        &format!("jsonpath={{.status.phase}}={phase}"),
+        30,
+    );
+}

@@ -146,6 +146,34 @@ fn probes_restart_the_sick_and_hide_the_unready() {
 }
 
 #[test]
+fn grpc_probes_ask_for_the_service_they_name() {
+    let kubectl = namespace("grpc");
+    let asking = |name: &str, service: &str| {
+        let probe = json!({"grpc": {"port": 9000, "service": service}, "periodSeconds": 1});
+        pod(
+            name,
+            "exec peer grpc-health 9000 known",
+            json!({"spec": {"containers": [{"readinessProbe": probe}]}}),
+        )
+    };
+    kubectl.apply(&asking("well", "known"));
+    kubectl.apply(&asking("ill", "unknown"));
+    kubectl.wait_for("pod/well", "condition=Ready", 30);
+    eventually("the reason", Duration::from_secs(30), || {
+        let events = kubectl.run(&["events", "--for", "pod/ill"]).ok();
+        if events.contains("service unhealthy (responded with \"SERVICE_UNKNOWN\")") {
+            Ok(())
+        } else {
+            Err(events)
+        }
+    });
+    assert_eq!(
+        kubectl.get(&["pod", "ill"])["status"]["containerStatuses"][0]["ready"],
+        false
+    );
+}
+
+#[test]
 fn hooks_run_and_termination_is_graceful() {
     let kubectl = namespace("hooks");
     let host = format!("/var/lib/amphipod/{}", "hooks-test");

@@ -6,10 +6,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, header};
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 
 use super::{Outcome, tcp};
+
+/// An answer is a few bytes; a container may send any number.
+const LARGEST: usize = 4096;
 
 pub async fn probe(ip: IpAddr, port: u16, service: &str, timeout: Duration) -> Outcome {
     let address = tcp::address(None, ip, port);
@@ -118,8 +121,7 @@ async fn check(ip: IpAddr, port: u16, service: &str) -> Result<u64, Trouble> {
     let result = async {
         let response = sender.send_request(request).await.map_err(|e| other(&e))?;
         let early = response.headers().get("grpc-status").cloned();
-        let body = response
-            .into_body()
+        let body = Limited::new(response.into_body(), LARGEST)
             .collect()
             .await
             .map_err(|e| other(&e))?;

@@ -6,13 +6,22 @@
 //! peer get http://HOST[:PORT]/PATH    prints the body
 //! peer udp-echo PORT                  answers each datagram with "HOSTNAME: " and what it held
 //! peer udp-ask HOST PORT TEXT         prints the answer
+//! peer grpc-health PORT SERVICE       says by the gRPC health protocol that the service serves
 //! ```
 
+use std::convert::Infallible;
 use std::io::{Read, Write};
 use std::net::{TcpStream, ToSocketAddrs, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use futures_util::Stream;
+use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -22,7 +31,10 @@ fn main() -> Result<()> {
         ["get", url] => get(url),
         ["udp-echo", port] => udp_echo(port.parse()?),
         ["udp-ask", host, port, text] => udp_ask(host, port.parse()?, text),
-        _ => bail!("usage: peer get URL | udp-echo PORT | udp-ask HOST PORT TEXT"),
+        ["grpc-health", port, service] => grpc_health(port.parse()?, service),
+        _ => bail!(
+            "usage: peer get URL | udp-echo PORT | udp-ask HOST PORT TEXT | grpc-health PORT SERVICE"
+        ),
     }
 }
 
@@ -79,4 +91,52 @@ fn udp_ask(host: &str, port: u16, text: &str) -> Result<()> {
     let length = socket.recv(&mut buffer).context("waiting for the answer")?;
     println!("{}", String::from_utf8_lossy(&buffer[..length]));
     Ok(())
+}
+
+/// Serves `grpc.health.v1.Health/Check`: SERVING for the service, NOT_FOUND for any other.
+fn grpc_health(port: u16, service: &str) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()?;
+    runtime.block_on(async {
+        let listener = tokio::net::TcpListener::bind(("0.0.0.0", port)).await?;
+        loop {
+            let io = TokioIo::new(listener.accept().await?.0);
+            let wanted = service.to_owned();
+            let check = service_fn(move |request| check(request, wanted.clone()));
+            tokio::spawn(
+                hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                    .serve_connection(io, check),
+            );
+        }
+    })
+}
+
+/// One unary call (PROTOCOL-HTTP2.md of gRPC): five bytes of frame header and a message in the body, the status in the trailers.
+async fn check(
+    request: Request<Incoming>,
+    wanted: String,
+) -> hyper::Result<Response<StreamBody<impl Stream<Item = Result<Frame<Bytes>, Infallible>> + use<>>>>
+{
+    let asked = request.into_body().collect().await?.to_bytes();
+    // HealthCheckRequest { string service = 1; }: a tag, a length, the text.
+    let service = asked.get(7..).unwrap_or_default();
+    let (message, status) = if service == wanted.as_bytes() {
+        // HealthCheckResponse { ServingStatus status = 1; }, SERVING.
+        (&b"\x00\x00\x00\x00\x02\x08\x01"[..], "0")
+    } else {
+        (&b""[..], "5")
+    };
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from_static(status));
+    let frames = [
+        Frame::data(Bytes::from_static(message)),
+        Frame::trailers(trailers),
+    ];
+    let body = StreamBody::new(futures_util::stream::iter(frames.map(Ok)));
+    let mut response = Response::new(body);
+    response
+        .headers_mut()
+        .insert("content-type", HeaderValue::from_static("application/grpc"));
+    Ok(response)
 }

@@ -187,6 +187,10 @@ pub struct NodeArgs {
         value_name = "FILE"
     )]
     pub registries: PathBuf,
+    /// How packets travel to pods of other boxes: auto (routes to boxes on the same link, VXLAN to others), none (routes only), vxlan or wireguard
+    #[cfg(feature = "agent")]
+    #[arg(long, default_value = "auto", value_name = "KIND")]
+    pub overlay: amphipod_agent::Overlay,
     /// A label for the node, KEY=VALUE; may be given several times
     #[arg(long = "node-label", value_name = "KEY=VALUE")]
     pub node_labels: Vec<String>,

@@ -62,6 +62,7 @@ impl Agent {
     /// Succeeds with the server unreachable. Fails when the box itself is unfit: directories, database, runtime.
     pub async fn start(config: AgentConfig) -> Result<Agent> {
         let begin = Instant::now();
+        config.overlay.check()?;
         for dir in [&config.data_dir, &config.run_dir, &config.log_dir] {
             std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
         }

@@ -38,6 +38,9 @@ async fn follow(deps: &Deps, client: Client, network: &Arc<Network>) {
     let mut nodes = Reflector::spawn(client, Target::core("nodes"), ReflectorConfig::default());
     while let Some(event) = nodes.next().await {
         let before = peers.clone();
+        if let Some(zone) = zone(&event, &deps.config.node_name) {
+            deps.services.set_zone(&deps.store, zone).await;
+        }
         take(&mut peers, event, &deps.config.node_name);
         // Nodes change often; their addresses and ranges hardly ever.
         if peers == before && told {
@@ -97,6 +100,18 @@ fn take(peers: &mut Peers, event: Event, own: &str) {
                 .collect();
         }
     }
+}
+
+/// The zone of our own node (`topology.kubernetes.io/zone`), if the event tells of our node.
+fn zone(event: &Event, own: &str) -> Option<Option<String>> {
+    let is_own = |node: &&Arc<Value>| node["metadata"]["name"] == own;
+    let node = match event {
+        Event::Applied(node) => Some(node).filter(is_own),
+        Event::Restarted(nodes) => nodes.iter().find(is_own),
+        Event::Deleted(_) => None,
+    }?;
+    let zone = node["metadata"]["labels"]["topology.kubernetes.io/zone"].as_str();
+    Some(zone.filter(|z| !z.is_empty()).map(str::to_owned))
 }
 
 /// A node as a peer, once it has an address and a pod range.

@@ -90,12 +90,7 @@ impl NetConfig {
                 self.table
             ));
         }
-        if self.overlay == Overlay::Wireguard {
-            return bad(
-                "the overlay wireguard is not supported: use auto, route or vxlan, and encrypt below it (IPsec, or WireGuard links between the boxes) where you need to"
-                    .into(),
-            );
-        }
+        self.overlay.check()?;
         if self.vxlan_port == 0 {
             return bad("the VXLAN port cannot be 0".into());
         }

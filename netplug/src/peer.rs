@@ -25,11 +25,27 @@ pub enum Overlay {
     #[default]
     Auto,
     /// Plain routes only. Boxes that are no neighbours are not reached, unless the routers between know the pod ranges.
-    Route,
+    None,
     /// VXLAN to every box, also to neighbours: for links that drop packets of addresses that they do not know.
     Vxlan,
     /// Encrypted. This build has no support for it, and says so.
     Wireguard,
+}
+
+impl Overlay {
+    /// Whether this build can do it.
+    ///
+    /// # Errors
+    /// [`Error::Config`], which says what to use instead.
+    pub fn check(self) -> Result<()> {
+        match self {
+            Overlay::Wireguard => Err(Error::Config(
+                "the overlay wireguard is not supported: use auto, none or vxlan, and encrypt below it (IPsec, or WireGuard links between the boxes) where you need to"
+                    .into(),
+            )),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl FromStr for Overlay {
@@ -38,11 +54,11 @@ impl FromStr for Overlay {
     fn from_str(text: &str) -> Result<Overlay> {
         match text {
             "auto" => Ok(Overlay::Auto),
-            "route" => Ok(Overlay::Route),
+            "none" => Ok(Overlay::None),
             "vxlan" => Ok(Overlay::Vxlan),
             "wireguard" => Ok(Overlay::Wireguard),
             other => Err(Error::Config(format!(
-                "overlay {other:?}: want auto, route, vxlan or wireguard"
+                "overlay {other:?}: want auto, none, vxlan or wireguard"
             ))),
         }
     }

@@ -82,10 +82,13 @@ pub struct Endpoint {
     pub terminating: bool,
     /// On this box.
     pub local: bool,
+    /// Near enough for clients of this box where topology is asked for; where none is near, none is far.
+    /// Policies that want local endpoints do not look at it.
+    pub near: bool,
 }
 
 impl Endpoint {
-    /// A ready endpoint.
+    /// A ready endpoint, near enough.
     pub fn ready(ip: IpAddr, port: u16, local: bool) -> Self {
         Endpoint {
             ip,
@@ -94,6 +97,7 @@ impl Endpoint {
             serving: true,
             terminating: false,
             local,
+            near: true,
         }
     }
 }

@@ -66,7 +66,7 @@ fn the_way_is_chosen_by_what_lies_between() {
             .sh("ip route")
             .contains("10.42.1.0/24 via 10.42.1.1 dev amphi-vx")
     );
-    let plain = Fleet::routed(2, Overlay::Route);
+    let plain = Fleet::routed(2, Overlay::None);
     assert!(!plain.boxes[0].ns.sh("ip route").contains("10.42.1.0/24"));
     let mut config = plain.config(0);
     config.overlay = Overlay::Wireguard;

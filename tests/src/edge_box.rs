@@ -17,6 +17,11 @@ pub fn binary() -> PathBuf {
     beside_the_test("AMPHIPOD_BINARY", "amphipod")
 }
 
+/// `peer`, which talks, for use outside pods; in pods it is `/bin/peer`.
+pub fn peer() -> PathBuf {
+    beside_the_test("AMPHIPOD_PEER", "peer")
+}
+
 pub(crate) fn beside_the_test(variable: &str, name: &str) -> PathBuf {
     if let Some(path) = std::env::var_os(variable) {
         return path.into();
@@ -94,6 +99,22 @@ impl Drop for Power {
     }
 }
 
+/// A part of a LAN: a bridge, and the first three bytes of its addresses.
+#[derive(Clone, Copy)]
+struct Segment {
+    bridge: &'static str,
+    net: &'static str,
+}
+
+const NEAR: Segment = Segment {
+    bridge: "lan0",
+    net: "10.99.0",
+};
+const FAR: Segment = Segment {
+    bridge: "lan1",
+    net: "10.98.0",
+};
+
 /// A layer-2 network of its own: a namespace with a bridge, 10.99.0.254/24.
 pub struct Lan {
     power: Power,
@@ -111,21 +132,28 @@ impl Lan {
             _dir: dir,
             next_host: AtomicU32::new(1),
         };
-        for line in [
-            "link add lan0 type bridge",
-            "addr add 10.99.0.254/24 dev lan0",
-            "link set lan0 up",
-        ] {
-            Ran::of(
-                Command::new("nsenter")
-                    .args(enter(lan.power.pid_one))
-                    .arg("ip")
-                    .args(line.split(' ')),
-                b"",
-            )
-            .ok();
-        }
+        lan.bridge(NEAR);
         lan
+    }
+
+    fn bridge(&self, segment: Segment) {
+        let Segment { bridge, net } = segment;
+        for line in [
+            format!("ip link add {bridge} type bridge"),
+            format!("ip addr add {net}.254/24 dev {bridge}"),
+            format!("ip link set {bridge} up"),
+        ] {
+            self.run(&line.split(' ').collect::<Vec<_>>()).ok();
+        }
+    }
+
+    /// Makes a further segment, once, and the LAN's namespace the router to it.
+    fn route_to(&self, segment: Segment) {
+        if self.run(&["ip", "link", "show", segment.bridge]).code != 0 {
+            self.bridge(segment);
+            let forward = "echo 1 > /proc/sys/net/ipv4/ip_forward";
+            self.run(&["sh", "-c", forward]).ok();
+        }
     }
 
     /// Runs a program on the LAN, outside every box.
@@ -157,6 +185,7 @@ fn enter(pid_one: u32) -> Vec<String> {
 /// One simulated edge machine. Dropping it cuts the power and throws the disk away.
 pub struct EdgeBox {
     name: String,
+    segment: Segment,
     address: String,
     port_on_lan: String,
     /// The running `amphipod server`, if it was started and not killed.
@@ -169,10 +198,23 @@ impl EdgeBox {
     /// A powered box on `lan`, with nothing running in it.
     #[track_caller]
     pub fn new(lan: &Lan) -> EdgeBox {
+        EdgeBox::on(lan, NEAR)
+    }
+
+    /// The same behind a router: in 10.98.0.0/24, whose router is the LAN's namespace, 10.98.0.254. It knows nothing of pods.
+    #[track_caller]
+    pub fn behind_router(lan: &Lan) -> EdgeBox {
+        lan.route_to(FAR);
+        EdgeBox::on(lan, FAR)
+    }
+
+    #[track_caller]
+    fn on(lan: &Lan, segment: Segment) -> EdgeBox {
         let number = lan.next_host.fetch_add(1, Ordering::Relaxed);
         let mut edge_box = EdgeBox {
             name: unique("box"),
-            address: format!("10.99.0.{number}"),
+            segment,
+            address: format!("{}.{number}", segment.net),
             port_on_lan: format!("port{number}"),
             program: None,
             power: None,
@@ -208,12 +250,16 @@ impl EdgeBox {
             .ok();
         }
         for line in [
-            format!("ip link set {} master lan0", self.port_on_lan),
+            format!(
+                "ip link set {} master {}",
+                self.port_on_lan, self.segment.bridge
+            ),
             format!("ip link set {} up", self.port_on_lan),
         ] {
             lan.run(&line.split(' ').collect::<Vec<_>>()).ok();
         }
-        self.run(&["ip", "route", "add", "default", "via", "10.99.0.254"])
+        let router = format!("{}.254", self.segment.net);
+        self.run(&["ip", "route", "add", "default", "via", &router])
             .ok();
     }
 

@@ -13,7 +13,7 @@ mod registry;
 mod shared;
 mod wait;
 
-pub use edge_box::{EdgeBox, Lan, binary};
+pub use edge_box::{EdgeBox, Lan, binary, peer};
 pub use image::{BUSYBOX, Image, Tar, digest};
 pub use kubectl::{Kubectl, Ran};
 pub use registry::Registry;

@@ -100,7 +100,7 @@ pub fn plan(
                 let hop = hop.filter(|h| h.neighbour)?;
                 (ip.is_ipv4() == net.addr().is_ipv4()).then_some((*ip, hop))
             });
-            if let (Some((via, hop)), Overlay::Auto | Overlay::Route) = (plain, overlay) {
+            if let (Some((via, hop)), Overlay::Auto | Overlay::None) = (plain, overlay) {
                 least(&mut plan.plain_mtu, hop.mtu);
                 plan.ways.push(Way::Plain {
                     net,
@@ -109,7 +109,7 @@ pub fn plan(
                 });
                 continue;
             }
-            if overlay == Overlay::Route {
+            if overlay == Overlay::None {
                 plan.troubles.push(format!(
                     "pods of node {} ({net}) are not reached: none of its addresses {:?} is a neighbour, and only plain routes are allowed",
                     peer.node, peer.ips
@@ -205,7 +205,7 @@ mod tests {
         let peers = [peer("a", &["192.0.2.2"], &["10.42.1.0/24"])];
         let wrapped = plan(Overlay::Vxlan, &own(), &peers, |_| Some(hop(true)));
         assert!(matches!(wrapped.ways[..], [Way::Vxlan { .. }]));
-        let plain = plan(Overlay::Route, &own(), &peers, |_| Some(hop(false)));
+        let plain = plan(Overlay::None, &own(), &peers, |_| Some(hop(false)));
         assert!(plain.ways.is_empty());
         assert!(plain.troubles[0].contains("node a"), "{:?}", plain.troubles);
     }

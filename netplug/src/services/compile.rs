@@ -23,7 +23,7 @@ fn any(v4: bool) -> IpAddr {
     }
 }
 
-/// The endpoints that get traffic: ready ones, else those that terminate but still serve.
+/// The endpoints that get traffic: ready ones (that are near), else those that terminate but still serve.
 fn usable(port: &ServicePort, v4: bool, local_only: bool) -> Vec<SocketAddr> {
     let pick = |wanted: fn(&Endpoint) -> bool| {
         let chosen = port
@@ -36,7 +36,10 @@ fn usable(port: &ServicePort, v4: bool, local_only: bool) -> Vec<SocketAddr> {
         found.truncate(MAX_ENDPOINTS);
         found
     };
-    let ready = pick(|e| e.ready && !e.terminating);
+    let ready = match local_only {
+        true => pick(|e| e.ready && !e.terminating),
+        false => pick(|e| e.ready && !e.terminating && e.near),
+    };
     if ready.is_empty() {
         pick(|e| e.serving && e.terminating || e.ready)
     } else {

@@ -7,11 +7,15 @@
 //! peer udp-echo PORT                  answers each datagram with "HOSTNAME: " and what it held
 //! peer udp-ask HOST PORT TEXT         prints the answer
 //! peer grpc-health PORT SERVICE       says by the gRPC health protocol that the service serves
+//! peer serve PORT...                  by TCP and UDP tells each client the host's name and the address that it saw
+//! peer send HOST:PORT BYTES           sends so much to `serve` by TCP and wants to have it back
+//! peer send-udp HOST:PORT BYTES       the same in one datagram
+//! peer reach [udp:]HOST:PORT...       asks all at once; prints a line for each: what it said, or "-" without an answer
 //! ```
 
 use std::convert::Infallible;
 use std::io::{Read, Write};
-use std::net::{TcpStream, ToSocketAddrs, UdpSocket};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -24,6 +28,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 
 const PATIENCE: Duration = Duration::from_secs(2);
+/// For what may well be forbidden. Lost first packets are sent again after a second.
+const IMPATIENCE: Duration = Duration::from_millis(1200);
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -32,8 +38,15 @@ fn main() -> Result<()> {
         ["udp-echo", port] => udp_echo(port.parse()?),
         ["udp-ask", host, port, text] => udp_ask(host, port.parse()?, text),
         ["grpc-health", port, service] => grpc_health(port.parse()?, service),
+        ["serve", ref ports @ ..] if !ports.is_empty() => serve(ports),
+        ["send", to, bytes] => send(to, bytes.parse()?),
+        ["send-udp", to, bytes] => send_udp(to, bytes.parse()?),
+        ["reach", ref targets @ ..] => {
+            reach(targets);
+            Ok(())
+        }
         _ => bail!(
-            "usage: peer get URL | udp-echo PORT | udp-ask HOST PORT TEXT | grpc-health PORT SERVICE"
+            "usage: peer get URL | udp-echo PORT | udp-ask HOST PORT TEXT | grpc-health PORT SERVICE | serve PORT... | send HOST:PORT BYTES | send-udp HOST:PORT BYTES | reach [udp:]HOST:PORT..."
         ),
     }
 }
@@ -66,6 +79,138 @@ fn get(url: &str) -> Result<()> {
     }
     print!("{body}");
     Ok(())
+}
+
+fn serve(ports: &[&str]) -> Result<()> {
+    let host = nix::unistd::gethostname()?.to_string_lossy().into_owned();
+    let mut last = None;
+    for port in ports {
+        let port: u16 = port.parse()?;
+        let tcp =
+            TcpListener::bind(("0.0.0.0", port)).with_context(|| format!("binding port {port}"))?;
+        let udp =
+            UdpSocket::bind(("0.0.0.0", port)).with_context(|| format!("binding port {port}"))?;
+        let name = host.clone();
+        std::thread::spawn(move || serve_udp(&udp, &name));
+        let name = host.clone();
+        last = Some(std::thread::spawn(move || {
+            for stream in tcp.incoming().flatten() {
+                let name = name.clone();
+                std::thread::spawn(move || serve_tcp(stream, &name));
+            }
+        }));
+    }
+    let _ = last.map(std::thread::JoinHandle::join);
+    Ok(())
+}
+
+/// `HOST CLIENT`, then whatever the client sends.
+fn serve_tcp(mut stream: TcpStream, host: &str) -> Result<()> {
+    let client = stream.peer_addr()?.ip();
+    writeln!(stream, "{host} {client}")?;
+    let mut from = stream.try_clone()?;
+    std::io::copy(&mut from, &mut stream)?;
+    Ok(())
+}
+
+/// The same for one datagram; what was sent follows the first line.
+fn serve_udp(socket: &UdpSocket, host: &str) -> Result<()> {
+    let mut buffer = vec![0; 65536];
+    loop {
+        let (length, from) = socket.recv_from(&mut buffer)?;
+        let answer = [
+            format!("{host} {}\n", from.ip()).as_bytes(),
+            &buffer[..length],
+        ]
+        .concat();
+        // Larger than what was sent by a few bytes; a limit of size is the client's trouble.
+        let _ = socket.send_to(&answer, from);
+    }
+}
+
+fn resolve(target: &str) -> Result<SocketAddr> {
+    let mut found = target
+        .to_socket_addrs()
+        .with_context(|| format!("resolving {target}"))?;
+    found
+        .next()
+        .with_context(|| format!("{target} has no address"))
+}
+
+fn send(to: &str, bytes: usize) -> Result<()> {
+    let mut stream = TcpStream::connect_timeout(&resolve(to)?, PATIENCE)
+        .with_context(|| format!("connecting to {to}"))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut writing = stream.try_clone()?;
+    let writer = std::thread::spawn(move || -> Result<()> {
+        writing.write_all(&vec![b'x'; bytes])?;
+        Ok(writing.shutdown(Shutdown::Write)?)
+    });
+    let mut answer = Vec::new();
+    stream
+        .read_to_end(&mut answer)
+        .with_context(|| format!("reading it back, {} bytes so far", answer.len()))?;
+    let _ = writer.join();
+    back(&answer, bytes)
+}
+
+fn send_udp(to: &str, bytes: usize) -> Result<()> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.connect(resolve(to)?)?;
+    socket
+        .send(&vec![b'x'; bytes])
+        .with_context(|| format!("sending {bytes} bytes"))?;
+    let mut buffer = vec![0; 65536];
+    let length = socket.recv(&mut buffer).context("waiting for the answer")?;
+    back(&buffer[..length], bytes)
+}
+
+/// Whether an answer holds what was sent after its first line; prints that line.
+fn back(answer: &[u8], bytes: usize) -> Result<()> {
+    let line = answer.iter().position(|b| *b == b'\n').unwrap_or(0);
+    let rest = answer.len().saturating_sub(line + 1);
+    if rest != bytes {
+        bail!("sent {bytes} bytes, {rest} came back");
+    }
+    println!("{}", String::from_utf8_lossy(&answer[..line]));
+    Ok(())
+}
+
+fn reach(targets: &[&str]) {
+    let ask = |target: &str| match target.strip_prefix("udp:") {
+        Some(target) => said_udp(target),
+        None => said_tcp(target),
+    };
+    std::thread::scope(|scope| {
+        let asked: Vec<_> = targets
+            .iter()
+            .map(|target| scope.spawn(move || ask(target)))
+            .collect();
+        for one in asked {
+            let said = one.join().ok().and_then(Result::ok);
+            println!("{}", said.as_deref().unwrap_or("-"));
+        }
+    });
+}
+
+fn said_tcp(target: &str) -> Result<String> {
+    let mut stream = TcpStream::connect_timeout(&resolve(target)?, IMPATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.shutdown(Shutdown::Write)?;
+    let mut said = String::new();
+    stream.read_to_string(&mut said)?;
+    Ok(said.trim().to_owned())
+}
+
+fn said_udp(target: &str) -> Result<String> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    socket.set_read_timeout(Some(IMPATIENCE))?;
+    socket.connect(resolve(target)?)?;
+    socket.send(b"")?;
+    let mut buffer = [0; 200];
+    let length = socket.recv(&mut buffer)?;
+    Ok(String::from_utf8_lossy(&buffer[..length]).trim().to_owned())
 }
 
 fn udp_echo(port: u16) -> Result<()> {

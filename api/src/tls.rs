@@ -147,6 +147,56 @@ pub fn pinned_client_config(ca_hash: &str) -> Result<(ClientConfig, Arc<PinnedCa
     Ok((config, pinned))
 }
 
+/// A client that takes every certificate, for servers in pods: theirs are often signed by nobody. What is sent may be read by
+/// whoever holds the address, as with plain HTTP.
+pub fn unverified_client_config() -> Result<ClientConfig, TlsError> {
+    let provider = provider();
+    let schemes = provider
+        .signature_verification_algorithms
+        .supported_schemes();
+    Ok(ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AcceptAll(schemes)))
+        .with_no_client_auth())
+}
+
+/// Accepts every certificate.
+#[derive(Debug)]
+struct AcceptAll(Vec<SignatureScheme>);
+
+impl ServerCertVerifier for AcceptAll {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.clone()
+    }
+}
+
 /// Trusts the one CA that has a certain hash.
 #[derive(Debug)]
 pub struct PinnedCa {

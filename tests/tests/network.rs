@@ -277,3 +277,45 @@ spec:
     assert_eq!(status["podIP"], shared().edge_box.address());
     assert_eq!(status["hostIP"], shared().edge_box.address());
 }
+
+#[test]
+fn proxied_pages_and_redirections_lead_back_through_the_proxy_also_to_https() {
+    let kubectl = namespace("proxied");
+    let serve = "mkdir -p /www/sub; echo '<a href=\"/next\">next</a>' > /www/page.html; echo '<a href=\"/next\">' > /www/page.txt; echo deep > /www/sub/index.html; exec httpd -f -p 8080 -h /www";
+    kubectl.apply(&format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{name: it}}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: main
+    image: {BUSYBOX}
+    command: [sh, -c, {serve:?}]
+    readinessProbe: {{tcpSocket: {{port: 8080}}, periodSeconds: 1}}
+"
+    ));
+    kubectl.wait_for("pod/it", "condition=Ready", 30);
+    let raw = |path: &str| kubectl.run(&["get", "--raw", path]).ok();
+    let base = format!(
+        "/api/v1/namespaces/{}/pods/http:it:8080/proxy",
+        kubectl.get(&["pod", "it"])["metadata"]["namespace"]
+            .as_str()
+            .unwrap()
+    );
+    assert_eq!(
+        raw(&format!("{base}/page.html")),
+        format!("<a href=\"{base}/next\">next</a>\n")
+    );
+    assert_eq!(
+        raw(&format!("{base}/page.txt")),
+        "<a href=\"/next\">\n",
+        "only pages have links"
+    );
+    // httpd sends to /sub/, and client-go follows.
+    assert_eq!(raw(&format!("{base}/sub")), "deep\n");
+
+    // A server that shows a certificate: the API's own, which tells anybody its version.
+    let version = raw("/api/v1/namespaces/default/services/https:kubernetes:https/proxy/version");
+    assert!(version.contains("gitVersion"), "{version}");
+}

@@ -13,7 +13,8 @@ use tokio_rustls::TlsConnector;
 use crate::bootstrap::pki::Pki;
 use crate::cache::Cache;
 
-const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection, or a handshake on it, may take.
+pub(super) const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 const NODE_API_PORT: u16 = 10250;
 
 /// Bytes both ways.

@@ -2,6 +2,7 @@
 //! finds the node and checks the request; the agent answers, whatever it speaks (SPDY/3.1, WebSocket, plain HTTP).
 
 mod dial;
+mod links;
 mod pipe;
 mod proxy;
 

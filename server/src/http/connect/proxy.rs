@@ -1,17 +1,25 @@
-//! `proxy` of pods, services and nodes: plain HTTP to where the object lives.
+//! `proxy` of pods, services and nodes: HTTP or HTTPS to where the object lives.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, LazyLock};
 
 use amphipod_api::Status;
-use http::header::{HeaderValue, LOCATION};
-use http::{Method, StatusCode};
+use http::header::{
+    ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName,
+    HeaderValue, LOCATION,
+};
+use http::{HeaderMap, Method, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use serde_json::Value;
+use tokio_rustls::TlsConnector;
 
+use super::dial::DIAL_TIMEOUT;
+use super::links::Links;
 use super::pipe::{self, Onward};
-use super::{Place, dial_error, stored};
+use super::{BoxStream, Place, dial_error, stored};
 use crate::http::app::Call;
+use crate::http::body::Body;
 use crate::http::respond::{self, Answer};
 
 /// `scheme:name:port`, of which only the name must be.
@@ -55,11 +63,6 @@ pub(super) async fn serve(call: &Call, upgrade: Option<OnUpgrade>, body: Incomin
     let named = split(&info.name).ok_or_else(|| {
         Status::bad_request(format!("invalid {} request {:?}", info.resource, info.name))
     })?;
-    if named.scheme == "https" && info.resource != "nodes" {
-        return Err(Status::bad_request(
-            "proxying to https ports of pods is not supported",
-        ));
-    }
     let mut host = named.name.to_owned();
     let target_node;
     let place = match info.resource.as_str() {
@@ -84,17 +87,22 @@ pub(super) async fn serve(call: &Call, upgrade: Option<OnUpgrade>, body: Incomin
             }
         }
     };
-    let stream = call
+    let unreachable =
+        |why: String| Status::service_unavailable(format!("error trying to reach service: {why}"));
+    let mut stream = call
         .app
         .dialer
         .dial(place)
         .await
         .map_err(|why| match place {
             Place::NodeApi { .. } => dial_error(why),
-            Place::PodNetwork { .. } => {
-                Status::service_unavailable(format!("error trying to reach service: {why}"))
-            }
+            Place::PodNetwork { .. } => unreachable(why),
         })?;
+    if let Place::PodNetwork { address, .. } = place
+        && named.scheme == "https"
+    {
+        stream = tls(stream, address).await.map_err(unreachable)?;
+    }
     let mut target = if rest.is_empty() {
         "/".to_owned()
     } else {
@@ -104,15 +112,76 @@ pub(super) async fn serve(call: &Call, upgrade: Option<OnUpgrade>, body: Incomin
         target.push('?');
         target.push_str(query);
     }
+    let mut headers = call.headers.clone();
+    let links = Links {
+        prefix: call.uri.path()[..call.uri.path().len() - rest.len()].to_owned(),
+        hosts: [
+            host.clone(),
+            text(&headers, &HOST).unwrap_or_default().to_owned(),
+        ],
+    };
+    // Links are changed in pages that are not compressed.
+    if text(&headers, &ACCEPT).is_some_and(|types| types.contains("text/html")) {
+        headers.remove(ACCEPT_ENCODING);
+    }
+    if let Ok(uri) = HeaderValue::from_str(call.uri.path()) {
+        headers.insert(HeaderName::from_static("x-forwarded-uri"), uri);
+    }
     let onward = Onward {
         method: call.method.clone(),
         target,
         host,
-        headers: call.headers.clone(),
+        headers,
         body: Some(body),
         upgrade,
     };
-    pipe::pass(stream, onward, call.stop()).await
+    let answer = pipe::pass(stream, onward, call.stop()).await?;
+    Ok(relink(answer, links))
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// Makes redirections, or the links of a page, lead through the proxy again.
+fn relink(answer: Response<Body>, links: Links) -> Response<Body> {
+    let (mut parts, body) = answer.into_parts();
+    if let Some(location) = text(&parts.headers, &LOCATION) {
+        if let Some(location) = links.link(location)
+            && let Ok(location) = HeaderValue::from_str(&location)
+        {
+            parts.headers.insert(LOCATION, location);
+        }
+        return Response::from_parts(parts, body);
+    }
+    let media_type = text(&parts.headers, &CONTENT_TYPE)
+        .and_then(|t| t.split(';').next())
+        .unwrap_or_default();
+    let page = media_type.trim().eq_ignore_ascii_case("text/html")
+        && !parts.headers.contains_key(CONTENT_ENCODING);
+    let body = match body {
+        Body::Proxied(incoming) if page => {
+            parts.headers.remove(CONTENT_LENGTH);
+            links.page(incoming)
+        }
+        body => body,
+    };
+    Response::from_parts(parts, body)
+}
+
+/// TLS to a pod. Its certificate is not verified, as Kubernetes has it: pods sign their own.
+async fn tls(stream: BoxStream, address: SocketAddr) -> Result<BoxStream, String> {
+    static CONFIG: LazyLock<Result<Arc<rustls::ClientConfig>, String>> = LazyLock::new(|| {
+        amphipod_api::tls::unverified_client_config()
+            .map(Arc::new)
+            .map_err(|error| error.to_string())
+    });
+    let connect = TlsConnector::from(CONFIG.clone()?).connect(address.ip().into(), stream);
+    match tokio::time::timeout(DIAL_TIMEOUT, connect).await {
+        Ok(Ok(tls)) => Ok(Box::new(tls)),
+        Ok(Err(error)) => Err(format!("{address}: {error}")),
+        Err(_) => Err(format!("dial tcp {address}: TLS handshake timeout")),
+    }
 }
 
 /// What stands behind `.../proxy` in the path as it came, with its leading slash. Counted by parts: namespaces and pods

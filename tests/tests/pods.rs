@@ -95,6 +95,14 @@ fn restart_policies_decide_what_an_end_means() {
         (&json!(9), &json!("Error"))
     );
     assert_eq!(terminated["message"], "because\n");
+
+    // Without a message, the log may stand for it, letter by letter: no newline is added.
+    let silent = json!({"spec": {"restartPolicy": "Never", "containers": [{"terminationMessagePolicy": "FallbackToLogsOnError"}]}});
+    kubectl.apply(&pod("silent", "printf 'why\nnot'; exit 1", silent));
+    wait_phase(&kubectl, "silent", "Failed");
+    let state = &kubectl.get(&["pod", "silent"])["status"]["containerStatuses"][0]["state"];
+    assert_eq!(state["terminated"]["message"], "why\nnot");
+    assert_eq!(kubectl.run(&["logs", "silent"]).ok(), "why\nnot");
     let table = kubectl.run(&["get", "pods"]).ok();
     assert!(
         table.contains("Completed") && table.contains("Error"),

@@ -85,10 +85,10 @@ pub(super) fn loggable(data: &[u8]) -> (usize, usize) {
     (whole, whole + pieces)
 }
 
-/// The stream has ended in the middle of a line.
+/// The stream has ended in the middle of a line: a piece without an end, so that readers add no newline that was not written.
 pub(super) fn format_rest(stream: Stream, now: &str, partial: &mut Vec<u8>, out: &mut Vec<u8>) {
     if !partial.is_empty() {
-        push_line(stream, now, b'F', partial, out);
+        push_line(stream, now, b'P', partial, out);
         *partial = Vec::new();
     }
 }
@@ -268,8 +268,8 @@ mod tests {
     }
 
     #[test]
-    fn an_unfinished_last_line_is_kept() {
-        assert_eq!(lines(&[b"a\nb"]), "T stdout F a\nT stdout F b\n");
+    fn an_unfinished_last_line_is_kept_as_it_was_written() {
+        assert_eq!(lines(&[b"a\nb"]), "T stdout F a\nT stdout P b\n");
     }
 
     #[test]

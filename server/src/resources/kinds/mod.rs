@@ -22,7 +22,7 @@ mod node;
 mod pod;
 mod policy;
 mod rbac;
-mod replication_controller;
+mod replica_set;
 mod reviews;
 mod service;
 mod workload;
@@ -42,13 +42,13 @@ pub fn all() -> Vec<Descriptor> {
         namespace::descriptor(),
         node::descriptor(),
         pod::descriptor(),
-        replication_controller::descriptor(),
+        replica_set::replication_controller(),
         config::secret(),
         account::service_account(),
         service::descriptor(),
         workload::controller_revision(),
         workload::deployment(),
-        workload::replica_set(),
+        replica_set::replica_set(),
     ];
     all.extend(reviews::all());
     all.extend([

@@ -1,4 +1,4 @@
-//! Deployment, ReplicaSet and ControllerRevision: <https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/>.
+//! Deployment and ControllerRevision, and what all kinds with a pod template share: <https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/>.
 
 use amphipod_api::meta::{array_at, at, controller_of, i64_at, map_at, str_at};
 use amphipod_api::{FieldError, FieldPath, LabelSelector, Status};
@@ -14,7 +14,7 @@ use crate::resources::common::{
 };
 use crate::resources::table::{NONE, age_cell, containers_and_images, name, selector};
 use crate::resources::validate::{Errors, immutable, label_selector, non_negative, one_of, pod};
-use crate::resources::{Column, Descriptor, SelectableField, Strategy, StrategyContext};
+use crate::resources::{Column, Descriptor, Strategy, StrategyContext};
 
 pub(super) const SPEC: FieldPath = FieldPath::new("spec");
 
@@ -38,29 +38,6 @@ pub fn deployment() -> Descriptor {
         .build()
 }
 
-pub fn replica_set() -> Descriptor {
-    Kind::new::<v1::ReplicaSet>("apps", "v1", "ReplicaSet", "replicasets")
-        .short(&["rs"])
-        .in_all()
-        .scale()
-        .status()
-        .fields(vec![
-            SelectableField::new("status.replicas").with_default("0"),
-        ])
-        .columns(vec![
-            Column::name(),
-            Column::new("Desired", "Pods wanted.").of_type("integer"),
-            Column::new("Current", "Pods there are.").of_type("integer"),
-            Column::new("Ready", "Pods that are ready.").of_type("integer"),
-            Column::age(),
-            Column::new("Containers", "Names of the containers in the template.").wide(),
-            Column::new("Images", "Images of the containers in the template.").wide(),
-            Column::new("Selector", "Label selector of the pods.").wide(),
-        ])
-        .strategy(ReplicaSet)
-        .build()
-}
-
 pub fn controller_revision() -> Descriptor {
     Kind::new::<v1::ControllerRevision>("apps", "v1", "ControllerRevision", "controllerrevisions")
         .columns(vec![
@@ -74,7 +51,7 @@ pub fn controller_revision() -> Descriptor {
 }
 
 /// The template, its labels against the selector, and the selector itself.
-fn selector_and_template(spec: &Value, errors: &mut Errors) {
+pub(super) fn selector_and_template(spec: &Value, errors: &mut Errors) {
     let path = SPEC.child("selector");
     let empty = match spec.get("selector") {
         None => {
@@ -246,7 +223,7 @@ impl Strategy for Deployment {
     }
 }
 
-fn immutable_selector(new: &Value, old: &Value, errors: &mut Errors) {
+pub(super) fn immutable_selector(new: &Value, old: &Value, errors: &mut Errors) {
     immutable(
         &SPEC.child("selector"),
         at(new, &["spec", "selector"]),
@@ -361,86 +338,6 @@ fn int_or_percent(path: &FieldPath, value: &Value, errors: &mut Errors) {
 }
 
 const PERCENT: &str = "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')";
-
-struct ReplicaSet;
-
-impl Strategy for ReplicaSet {
-    fn default(&self, obj: &mut Value) {
-        let spec = spec_mut(obj);
-        fill(spec, "replicas", 1);
-        let template = spec.entry("template").or_insert_with(|| json!({}));
-        if let Some(template) = template.as_object_mut() {
-            pod_template(template);
-        }
-    }
-
-    fn prepare_for_create(&self, _: &StrategyContext, obj: &mut Value) -> Result<(), Status> {
-        create_with_status(obj, json!({"replicas": 0}));
-        Ok(())
-    }
-
-    fn prepare_for_update(
-        &self,
-        _: &StrategyContext,
-        new: &mut Value,
-        old: &Value,
-        sub: Option<&str>,
-    ) -> Result<(), Status> {
-        update_with_status(new, old, sub, &["spec"]);
-        Ok(())
-    }
-
-    fn validate_create(&self, obj: &Value) -> Vec<FieldError> {
-        let mut errors = Vec::new();
-        let spec = &obj["spec"];
-        for field in ["replicas", "minReadySeconds"] {
-            non_negative(&SPEC.child(field), spec.get(field), &mut errors);
-        }
-        selector_and_template(spec, &mut errors);
-        errors
-    }
-
-    fn validate_update(&self, new: &Value, old: &Value, sub: Option<&str>) -> Vec<FieldError> {
-        if sub == Some("status") {
-            return replica_counts(
-                new,
-                &[
-                    "replicas",
-                    "fullyLabeledReplicas",
-                    "readyReplicas",
-                    "availableReplicas",
-                ],
-                "status.replicas",
-            );
-        }
-        let mut errors = self.validate_create(new);
-        immutable_selector(new, old, &mut errors);
-        errors
-    }
-
-    fn warnings(&self, obj: &Value) -> Vec<String> {
-        pod::warnings(
-            &obj["spec"]["template"]["spec"],
-            &FieldPath::new("spec.template.spec"),
-        )
-    }
-
-    fn row(&self, obj: &Value, now: Timestamp) -> Vec<Value> {
-        let [containers, images] = containers_and_images(at(obj, &["spec", "template", "spec"]));
-        vec![
-            name(obj),
-            i64_at(obj, &["spec", "replicas"]).unwrap_or(0).into(),
-            i64_at(obj, &["status", "replicas"]).unwrap_or(0).into(),
-            i64_at(obj, &["status", "readyReplicas"])
-                .unwrap_or(0)
-                .into(),
-            age_cell(obj, now),
-            containers,
-            images,
-            selector(at(obj, &["spec", "selector"])).into(),
-        ]
-    }
-}
 
 struct ControllerRevision;
 

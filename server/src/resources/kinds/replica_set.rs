@@ -1,54 +1,71 @@
-//! ReplicationController, which came before ReplicaSet and differs in its selector: a plain set of labels.
-//! <https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/replication-controller-v1/>
+//! ReplicaSet, and ReplicationController, which came before it and differs in its selector: a plain set of labels, taken from the
+//! template when it is not given. <https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/>
 
 use amphipod_api::meta::{at, i64_at, map_at, metadata_mut};
 use amphipod_api::{FieldError, LabelSelector, Status};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1;
+use k8s_openapi::api::{apps, core};
 use serde_json::{Value, json};
 
 use super::Kind;
 use super::pod::pod_template;
-use super::workload::{self, SPEC, replica_counts};
+use super::workload::{self, SPEC, immutable_selector, replica_counts, selector_and_template};
 use crate::resources::common::{create_with_status, fill, spec_mut, update_with_status};
-use crate::resources::table::{age_cell, containers_and_images, labels, name};
+use crate::resources::table::{age_cell, containers_and_images, labels, name, selector};
 use crate::resources::validate::{non_negative, pod};
 use crate::resources::{Column, Descriptor, SelectableField, Strategy, StrategyContext};
 
-pub fn descriptor() -> Descriptor {
-    Kind::new::<v1::ReplicationController>(
-        "",
-        "v1",
-        "ReplicationController",
-        "replicationcontrollers",
+pub fn replica_set() -> Descriptor {
+    described(
+        Kind::new::<apps::v1::ReplicaSet>("apps", "v1", "ReplicaSet", "replicasets").short(&["rs"]),
+        Replicas::Set,
     )
-    .short(&["rc"])
-    .in_all()
-    .scale()
-    .status()
-    .fields(vec![
-        SelectableField::new("status.replicas").with_default("0"),
-    ])
-    .columns(vec![
-        Column::name(),
-        Column::new("Desired", "Pods wanted.").of_type("integer"),
-        Column::new("Current", "Pods there are.").of_type("integer"),
-        Column::new("Ready", "Pods that are ready.").of_type("integer"),
-        Column::age(),
-        Column::new("Containers", "Names of the containers in the template.").wide(),
-        Column::new("Images", "Images of the containers in the template.").wide(),
-        Column::new("Selector", "Labels of the pods.").wide(),
-    ])
-    .strategy(ReplicationController)
-    .build()
 }
 
-struct ReplicationController;
+pub fn replication_controller() -> Descriptor {
+    described(
+        Kind::new::<core::v1::ReplicationController>(
+            "",
+            "v1",
+            "ReplicationController",
+            "replicationcontrollers",
+        )
+        .short(&["rc"]),
+        Replicas::Controller,
+    )
+}
 
-impl Strategy for ReplicationController {
+fn described(kind: Kind, replicas: Replicas) -> Descriptor {
+    kind.in_all()
+        .scale()
+        .status()
+        .fields(vec![
+            SelectableField::new("status.replicas").with_default("0"),
+        ])
+        .columns(vec![
+            Column::name(),
+            Column::new("Desired", "Pods wanted.").of_type("integer"),
+            Column::new("Current", "Pods there are.").of_type("integer"),
+            Column::new("Ready", "Pods that are ready.").of_type("integer"),
+            Column::age(),
+            Column::new("Containers", "Names of the containers in the template.").wide(),
+            Column::new("Images", "Images of the containers in the template.").wide(),
+            Column::new("Selector", "Label selector of the pods.").wide(),
+        ])
+        .strategy(replicas)
+        .build()
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Replicas {
+    Set,
+    Controller,
+}
+
+impl Strategy for Replicas {
     fn default(&self, obj: &mut Value) {
         let template_labels = map_at(obj, &["spec", "template", "metadata", "labels"]).clone();
-        if !template_labels.is_empty() {
+        if *self == Replicas::Controller && !template_labels.is_empty() {
             if map_at(obj, &["metadata", "labels"]).is_empty() {
                 metadata_mut(obj).insert("labels".into(), template_labels.clone().into());
             }
@@ -58,6 +75,9 @@ impl Strategy for ReplicationController {
         }
         let spec = spec_mut(obj);
         fill(spec, "replicas", 1);
+        if *self == Replicas::Set {
+            spec.entry("template").or_insert_with(|| json!({}));
+        }
         if let Some(template) = spec.get_mut("template").and_then(Value::as_object_mut) {
             pod_template(template);
         }
@@ -82,18 +102,23 @@ impl Strategy for ReplicationController {
     fn validate_create(&self, obj: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
         let spec = &obj["spec"];
-        for field in ["minReadySeconds", "replicas"] {
+        for field in ["replicas", "minReadySeconds"] {
             non_negative(&SPEC.child(field), spec.get(field), &mut errors);
         }
-        let selector = map_at(spec, &["selector"]);
-        if selector.is_empty() {
-            errors.push(FieldError::required(SPEC.child("selector"), ""));
+        match self {
+            Replicas::Set => selector_and_template(spec, &mut errors),
+            Replicas::Controller => {
+                let selector = map_at(spec, &["selector"]);
+                if selector.is_empty() {
+                    errors.push(FieldError::required(SPEC.child("selector"), ""));
+                }
+                workload::template(spec, &LabelSelector::from_set(selector), &mut errors);
+            }
         }
-        workload::template(spec, &LabelSelector::from_set(selector), &mut errors);
         errors
     }
 
-    fn validate_update(&self, new: &Value, _: &Value, sub: Option<&str>) -> Vec<FieldError> {
+    fn validate_update(&self, new: &Value, old: &Value, sub: Option<&str>) -> Vec<FieldError> {
         if sub == Some("status") {
             return replica_counts(
                 new,
@@ -106,7 +131,11 @@ impl Strategy for ReplicationController {
                 "status.replicas",
             );
         }
-        self.validate_create(new)
+        let mut errors = self.validate_create(new);
+        if *self == Replicas::Set {
+            immutable_selector(new, old, &mut errors);
+        }
+        errors
     }
 
     fn warnings(&self, obj: &Value) -> Vec<String> {
@@ -127,7 +156,10 @@ impl Strategy for ReplicationController {
             age_cell(obj, now),
             containers,
             images,
-            labels(map_at(obj, &["spec", "selector"])),
+            match self {
+                Replicas::Set => selector(at(obj, &["spec", "selector"])).into(),
+                Replicas::Controller => labels(map_at(obj, &["spec", "selector"])),
+            },
         ]
     }
 }
@@ -141,7 +173,7 @@ mod tests {
     fn labels_and_selector_come_from_the_template_unless_given() {
         let mut rc =
             json!({"spec": {"template": {"metadata": {"labels": {"a": "b"}}, "spec": {}}}});
-        ReplicationController.default(&mut rc);
+        Replicas::Controller.default(&mut rc);
         assert_eq!(
             (&rc["metadata"]["labels"], &rc["spec"]["selector"]),
             (&json!({"a": "b"}), &json!({"a": "b"}))
@@ -150,12 +182,12 @@ mod tests {
 
         let mut rc = json!({"metadata": {"labels": {"x": "y"}},
             "spec": {"selector": {"c": "d"}, "template": {"metadata": {"labels": {"a": "b"}}, "spec": {}}}});
-        ReplicationController.default(&mut rc);
+        Replicas::Controller.default(&mut rc);
         assert_eq!(
             (&rc["metadata"]["labels"], &rc["spec"]["selector"]),
             (&json!({"x": "y"}), &json!({"c": "d"}))
         );
-        let errors = ReplicationController.validate_create(&rc);
+        let errors = Replicas::Controller.validate_create(&rc);
         assert!(
             errors.iter().any(|error| error
                 .to_string()

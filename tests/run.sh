@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what the tests need and runs them all; the README's second command. `.ci/run` calls it.
 #
-#   tests/run.sh          everything: formatting, clippy, cargo-deny, the crates' tests, the whole-system tests
+#   tests/run.sh          everything: formatting, clippy, cargo-deny, the crates' tests, the whole-system tests, and, where
+#                         its kit is built, a fast part of Kubernetes' conformance suite
 #   tests/run.sh NAME     only the tests whose names contain NAME
 #
 # Needs root on Debian 12 or newer with Debian's packages and crates.io in reach. Everything that tests make (namespaces,
@@ -103,6 +104,16 @@ mapfile -t -O "${#failures[@]}" failures < <(sed -n 's/^test \(.*\) \.\.\. FAILE
 mapfile -t -O "${#not_run[@]}" not_run < <(grep '^skipped: ' "$log" | sort | uniq -c | sed 's/^ *\([0-9]*\) skipped: /\1 test(s): /' || true)
 # A test program that dies, or does not start, has no result line.
 mapfile -t -O "${#failures[@]}" failures < <(grep -oE '(process didn.t exit successfully|could not execute process).*' "$log" | grep -v 'exit status: 101' || true)
+
+# Kubernetes' own conformance suite, a part of it: compiling the suite takes most of an hour, once for a machine.
+kit=$(realpath -m "${KIT:-$project/../shared/conformance}")
+if [ -n "$filter" ]; then
+    :
+elif [ -x "$kit/run.sh" ] && [ -x "${WORK:-${XDG_CACHE_HOME:-$HOME/.cache}/k8s-conformance}/bin/e2e.test" ]; then
+    check "conformance: the tests of tests/conformance/fast.txt" tests/conformance/run.sh --fast
+else
+    not_run+=("conformance: no built suite. Once, most of an hour: $kit/build.sh (KIT says where it is, WORK where it builds)")
+fi
 
 check "nothing is left behind" leftovers
 

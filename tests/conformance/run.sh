@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Runs Kubernetes' own conformance suite (v1.20) against a fleet of boxes, and keeps docs/CONFORMANCE.md.
 #
-#   tests/conformance/run.sh [--boxes N] [--focus REGEX] [--skip REGEX] [--list FILE] [--parallel N] [--keep] [-- SERVER ARGUMENT...]
+#   tests/conformance/run.sh [--boxes N] [--focus REGEX] [--skip REGEX] [--list FILE] [--parallel N] [--fast] [--keep] [-- SERVER ARGUMENT...]
 #
-# --boxes N        the size of the fleet [1]: the first box is all-in-one, the others join it
+# --boxes N        the size of the fleet [2]: the first box is all-in-one, the others join it
 # --focus, --skip  only the tests whose names match, do not match
 # --list FILE      the tests, one name a line [all of the kit's valid.txt that need no kind we lack: needs.txt]
-# --parallel N     so many at once [1]; those that must be alone run after the others
+# --parallel N     so many at once [4]; those that must be alone run after the others
+# --fast           the tests of fast.txt, and no file of the project is changed: what tests/run.sh does
 # --keep           when done, leave the boxes running until Enter is pressed
 #
 # The kit (its README says how it is built: build.sh, once) is in $KIT [../shared/conformance beside the project], what it
@@ -23,20 +24,22 @@ KIT=${KIT:-$project/../shared/conformance}
 OUT=${OUT:-$WORK/amphipod}
 die() { echo "$*" >&2; exit 2; }
 
-focus=. skip='^$' list='' boxes=1 parallel=1 keep='' server=()
+focus=. skip='^$' list='' boxes=2 parallel=4 fast='' keep='' server=()
 while [ $# -gt 0 ]; do
     case $1 in
     --boxes) boxes=$2; shift 2 ;;
     --focus) focus=$2; shift 2 ;;
     --skip) skip=$2; shift 2 ;;
-    --list) list=$2; shift 2 ;;
+    --list) list=$(realpath "$2"); shift 2 ;;
     --parallel) parallel=$2; shift 2 ;;
+    --fast) fast=yes list=$here/fast.txt; shift ;;
     --keep) keep=yes; shift ;;
     --) shift; server=("$@"); break ;;
     *) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit 2 ;;
     esac
 done
 [ "$(id -u)" = 0 ] || die "boxes need root: run this again with sudo"
+[ -x "$KIT/run.sh" ] || die "no kit in $KIT: KIT says where it is"
 [ -x "$WORK/bin/e2e.test" ] && [ -d "$WORK/registry/data" ] || die "no suite in $WORK: run $KIT/build.sh"
 
 mkdir -p "$OUT/bin"
@@ -45,7 +48,8 @@ if [ -z "$list" ]; then
     python3 "$here/table.py" runnable "$KIT/valid.txt" "$here/needs.txt" >"$list"
 fi
 
-(cd "$project" && cargo build --quiet --locked -p amphipod -p amphipod-tests --bins)
+# As tests/run.sh builds it: with another selection of packages cargo would compile twice.
+(cd "$project" && cargo build --quiet --locked --workspace --bins)
 built=$(cd "$project" && cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')
 for name in amphipod amphipod-box amphipod-fleet; do
     program=$(find "$built" -maxdepth 3 -path "*/debug/$name" -type f -printf '%T@ %p\n' | sort -n | tail -n 1 | cut -d ' ' -f 2)
@@ -70,7 +74,8 @@ for i in "${!disks[@]}"; do cp "${disks[i]}/amphipod.log" "$OUT/box$((i + 1)).lo
 exec {fleet[1]}>&-
 wait "$fleet_PID" 2>/dev/null || true
 
-if [ "$status" -le 1 ]; then
+[ "$status" = 0 ] || echo "logs of the suite: $OUT/suite; of the boxes: $OUT/box*.log" >&2
+if [ "$status" -le 1 ] && [ -z "$fast" ]; then
     python3 "$here/table.py" merge "$here/results.txt" "$OUT/suite/results.txt"
     python3 "$here/table.py" page "$KIT/valid.txt" "$here" >"$project/docs/CONFORMANCE.md"
 fi

@@ -225,6 +225,7 @@ impl Server {
                 removed,
                 authorizer,
                 cluster_cidrs: config.cluster_cidrs.clone(),
+                own_node: config.node_name.clone(),
                 advertise,
             };
             (

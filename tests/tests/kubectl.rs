@@ -84,7 +84,11 @@ fn a_node_is_listed_ready_with_its_version_and_addresses() {
         "{wide}"
     );
     let row: Vec<&str> = lines.next().unwrap().split_whitespace().collect();
-    assert_eq!(row[..2], [shared.edge_box.name(), "Ready"], "{wide}");
+    assert_eq!(
+        row[..3],
+        [shared.edge_box.name(), "Ready", "control-plane"],
+        "{wide}"
+    );
     assert!(wide.contains(shared.edge_box.address()), "{wide}");
     let described = kubectl
         .run(&["describe", "node", shared.edge_box.name()])

@@ -2,7 +2,7 @@
 
 use amphipod_api::Status;
 use amphipod_api::meta::{annotation, at, labels, name, str_at};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::forbidden;
 use crate::registry::{Admission, Operation, Request};
@@ -10,6 +10,22 @@ use crate::registry::{Admission, Operation, Request};
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 /// Labels that administrators use to keep pods apart: no node gives itself one.
 const RESTRICTED_LABELS: &str = "node-restriction.kubernetes.io";
+/// Kubernetes' own labels that a node may give itself, beside all of these two domains
+/// (<https://kubernetes.io/docs/reference/access-authn-authz/admission-controllers/#noderestriction>).
+const NODE_LABELS: [&str; 11] = [
+    "kubernetes.io/hostname",
+    "kubernetes.io/arch",
+    "kubernetes.io/os",
+    "beta.kubernetes.io/instance-type",
+    "node.kubernetes.io/instance-type",
+    "failure-domain.beta.kubernetes.io/region",
+    "failure-domain.beta.kubernetes.io/zone",
+    "topology.kubernetes.io/region",
+    "topology.kubernetes.io/zone",
+    "beta.kubernetes.io/arch",
+    "beta.kubernetes.io/os",
+];
+const NODE_DOMAINS: [&str; 2] = ["kubelet.kubernetes.io", "node.kubernetes.io"];
 
 pub struct NodeRestriction;
 
@@ -92,6 +108,21 @@ fn pod_part(request: &Request<'_>, node: &str, part: &str) -> Result<(), Status>
     ))
 }
 
+/// Whether a node may set or remove this label on itself.
+fn may_set(key: &str) -> bool {
+    let domain = key.split_once('/').map_or("", |(domain, _)| domain);
+    let below = |parent: &str| {
+        domain
+            .strip_suffix(parent)
+            .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+    };
+    let kubernetes_own = below("kubernetes.io") || below("k8s.io");
+    !below(RESTRICTED_LABELS)
+        && (!kubernetes_own
+            || NODE_LABELS.contains(&key)
+            || NODE_DOMAINS.iter().any(|domain| below(domain)))
+}
+
 fn own_node(request: &Request<'_>, node: &str, object: Option<&Value>) -> Result<(), Status> {
     let target = object
         .map(name)
@@ -106,17 +137,17 @@ fn own_node(request: &Request<'_>, node: &str, object: Option<&Value>) -> Result
     let (Some(new), None) = (object, &request.context.subresource) else {
         return Ok(());
     };
-    let restricted = |key: &str| {
-        key.split_once('/').is_some_and(|(domain, _)| {
-            domain == RESTRICTED_LABELS || domain.ends_with(&format!(".{RESTRICTED_LABELS}"))
-        })
-    };
-    let before = request.old.map(labels);
-    let changed: Vec<&str> = labels(new)
-        .iter()
-        .filter(|(key, value)| restricted(key) && before.is_none_or(|b| b.get(*key) != Some(value)))
-        .map(|(key, _)| key.as_str())
+    let after = labels(new);
+    let none = Map::new();
+    let before = request.old.map_or(&none, labels);
+    let mut changed: Vec<&str> = before
+        .keys()
+        .chain(after.keys())
+        .filter(|key| before.get(*key) != after.get(*key) && !may_set(key))
+        .map(String::as_str)
         .collect();
+    changed.sort_unstable();
+    changed.dedup();
     if !changed.is_empty() {
         let why = format!("is not allowed to modify labels: {}", changed.join(", "));
         return Err(forbidden(request, why));

@@ -218,6 +218,20 @@ fn a_node_touches_only_what_is_its_own() {
     );
     let mut own = json!({"metadata": {"name": "a"}});
     create(&context("nodes", "", node()), &objects, &mut own).unwrap();
+    for label in [
+        "node-role.kubernetes.io/control-plane",
+        "team.node-restriction.kubernetes.io/a",
+        "k8s.io/x",
+    ] {
+        let mut own = json!({"metadata": {"name": "a", "labels": {label: ""}}});
+        assert_eq!(
+            message(create(&context("nodes", "", node()), &objects, &mut own)),
+            format!(r#"nodes "a" is forbidden: is not allowed to modify labels: {label}"#)
+        );
+    }
+    let mut own = json!({"metadata": {"name": "a", "labels": {
+        "kubernetes.io/arch": "amd64", "edge.example.com/site": "x", "x.node.kubernetes.io/y": "", "plain": ""}}});
+    create(&context("nodes", "", node()), &objects, &mut own).unwrap();
 
     let mut pod = json!({"metadata": {"name": "q"}, "spec": {"nodeName": "a"}});
     assert!(

@@ -18,6 +18,7 @@ mod namespace_defaults;
 mod namespace_deletion;
 mod node_ipam;
 mod node_lifecycle;
+mod own_node;
 mod pod_control;
 mod pods;
 mod queue;
@@ -55,6 +56,8 @@ pub struct Config {
     pub authorizer: Arc<crate::auth::Authorizer>,
     /// The ranges that nodes get their pod ranges from.
     pub cluster_cidrs: Vec<String>,
+    /// The node of the box that the server runs on.
+    pub own_node: Option<String>,
     /// Where the API is reached: the endpoint of the service `kubernetes`.
     pub advertise: std::net::SocketAddr,
 }
@@ -218,6 +221,7 @@ pub struct Controllers {
 fn all() -> Vec<Arc<dyn Controller>> {
     vec![
         Arc::new(namespace_defaults::NamespaceDefaults),
+        Arc::new(own_node::OwnNode),
         Arc::new(node_ipam::NodeIpam::default()),
         Arc::new(node_lifecycle::NodeLifecycle::default()),
         Arc::new(node_lifecycle::eviction::TaintEviction::default()),

@@ -226,7 +226,8 @@ async fn attempt(
     if !taken(&mounts, at) {
         mounts.push(bind(&termination_log, at, false));
     }
-    let resolved = resolve_user(&image.layers, &user).map_err(|e| create(e.to_string()))?;
+    let resolved = amphipod_runtime::image::user::resolve_in_layers(&image.layers, &user)
+        .map_err(|e| create(e.to_string()))?;
     let (hostname, _) = hosts::names(pod, &deps.config.cluster_domain);
     let hostname = if spec.host_network == Some(true) {
         nix::unistd::gethostname()
@@ -316,19 +317,6 @@ fn new_id() -> String {
         uuid::Uuid::new_v4().simple(),
         uuid::Uuid::new_v4().simple()
     )
-}
-
-/// Looks a user up in the image: in the highest layer that has the files.
-fn resolve_user(
-    layers: &[PathBuf],
-    user: &str,
-) -> Result<amphipod_runtime::image::user::ResolvedUser, amphipod_runtime::image::user::UserError> {
-    let has = |layer: &&PathBuf| layer.join("etc/passwd").symlink_metadata().is_ok();
-    let root = layers.iter().rev().find(has).or(layers.last());
-    match root {
-        Some(root) => amphipod_runtime::image::user::resolve(root, user),
-        None => amphipod_runtime::image::user::resolve(Path::new("/var/empty"), user),
-    }
 }
 
 /// `/var/log/containers/POD_NAMESPACE_CONTAINER-ID.log`, where log collectors look.

@@ -160,6 +160,7 @@ impl Agent {
         ));
         tasks.spawn(bring_up_network(
             config.clone(),
+            Some(address).filter(|ip| !ip.is_loopback()),
             store.clone(),
             cidrs,
             network,
@@ -265,6 +266,7 @@ fn client(config: &AgentConfig) -> Result<Client> {
 /// Opens the pod network as soon as the pod range is known, then DNS. Tries again when it fails.
 async fn bring_up_network(
     config: AgentConfig,
+    address: Option<IpAddr>,
     store: Store,
     mut cidrs: watch::Receiver<Vec<String>>,
     network: watch::Sender<Option<Arc<Network>>>,
@@ -280,7 +282,7 @@ async fn bring_up_network(
             }
             continue;
         }
-        match open_network(&config, &now).await {
+        match open_network(&config, address, &now).await {
             Ok(opened) => {
                 let opened = Arc::new(opened);
                 forget_stray_links(&store, &opened).await;
@@ -348,7 +350,11 @@ fn memory_for_secrets(config: &AgentConfig) -> Result<()> {
         .with_context(|| format!("mounting a tmpfs on {}", dir.display()))
 }
 
-async fn open_network(config: &AgentConfig, cidrs: &[String]) -> Result<Network> {
+async fn open_network(
+    config: &AgentConfig,
+    node_ip: Option<IpAddr>,
+    cidrs: &[String],
+) -> Result<Network> {
     let parse = |text: &str, what: &str| {
         text.trim()
             .parse::<IpNet>()
@@ -376,6 +382,7 @@ async fn open_network(config: &AgentConfig, cidrs: &[String]) -> Result<Network>
     net.cluster_cidrs = cluster;
     net.service_cidrs = services;
     net.overlay = config.overlay;
+    net.node_ip = node_ip;
     net.local_ips = config.cluster_dns.clone();
     // The network namespace is that of the calling thread: all threads of this process share one.
     tokio::task::spawn_blocking(move || Network::open(net))
@@ -435,7 +442,7 @@ pub(crate) async fn tear_down_network(config: &AgentConfig) -> Result<()> {
     if cidrs.is_empty() {
         return Ok(());
     }
-    let network = open_network(config, &cidrs).await?;
+    let network = open_network(config, None, &cidrs).await?;
     tokio::task::spawn_blocking(move || network.teardown())
         .await?
         .context("removing the pod network")

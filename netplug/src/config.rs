@@ -25,6 +25,8 @@ pub struct NetConfig {
     pub mtu: Option<u32>,
     /// How packets to pods of other boxes travel.
     pub overlay: Overlay,
+    /// The address by which peers know this box: the source of what it wraps. `None`: what the route to a peer says.
+    pub node_ip: Option<IpAddr>,
     /// UDP port of VXLAN, the same on all boxes.
     pub vxlan_port: u16,
     /// Hides pods behind the address of the box when they talk to the world outside `cluster_cidrs`.
@@ -51,6 +53,7 @@ impl NetConfig {
             local_ips: Vec::new(),
             mtu: None,
             overlay: Overlay::Auto,
+            node_ip: None,
             vxlan_port: 8472,
             masquerade: true,
             table: "amphipod".into(),

@@ -1,6 +1,6 @@
 //! What the data plane asks of a packet filter. nftables is one; another kernel interface would be one more implementation.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -30,6 +30,17 @@ impl Transaction {
     }
 }
 
+/// An overlay that believes what it is sent: only its peers may send to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tunnel {
+    /// UDP port of VXLAN.
+    pub port: u16,
+    /// Identifier of the VXLAN network; others on the same port are none of ours.
+    pub network: u32,
+    /// Addresses of the peers, of both families.
+    pub senders: BTreeSet<IpAddr>,
+}
+
 /// A packet filter that knows our base rules.
 pub trait Firewall: Send + std::fmt::Debug {
     /// Makes the base rules, or finds them; tells what is installed. Keeps what an earlier run installed, also when its base rules were other ones.
@@ -39,6 +50,8 @@ pub trait Firewall: Send + std::fmt::Debug {
     fn apply(&mut self, transaction: &Transaction) -> Result<()>;
     /// Makes exactly these policies hold, at once. What an earlier run installed holds until then, unless the rules had to be made anew.
     fn set_policies(&mut self, groups: &[PolicyGroup]) -> Result<()>;
+    /// Drops what others than the peers send to the overlay; `None`: there is no overlay. What an earlier run installed holds until then.
+    fn set_tunnel(&mut self, tunnel: Option<&Tunnel>) -> Result<()>;
     /// Removes everything that is ours.
     fn remove(&mut self) -> Result<()>;
 }

@@ -13,6 +13,7 @@ use crate::netlink::{Message, Socket};
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const VXLAN_ID: u16 = 1;
+const VXLAN_LOCAL: u16 = 4;
 const VXLAN_LEARNING: u16 = 7;
 const VXLAN_PORT: u16 = 15;
 const VXLAN_LOCAL6: u16 = 17;
@@ -40,6 +41,8 @@ pub struct Link {
     pub mac: Vec<u8>,
     /// UDP port of a VXLAN device.
     pub vxlan_port: Option<u16>,
+    /// Source of the packets that a VXLAN device sends; `None`: whatever the route says.
+    pub vxlan_local: Option<IpAddr>,
 }
 
 fn info(index: i32, flags: u32) -> [u8; 16] {
@@ -86,12 +89,16 @@ fn parse_link(payload: &[u8]) -> Option<Link> {
     let mtu = attribute(attrs, libc::IFLA_MTU)
         .and_then(|v| v.try_into().ok())
         .map_or(0, u32::from_ne_bytes);
-    let vxlan_port = attribute(attrs, libc::IFLA_LINKINFO)
+    let vxlan = attribute(attrs, libc::IFLA_LINKINFO)
         .and_then(|i| attribute(i, IFLA_INFO_DATA))
+        .filter(|_| kind == "vxlan");
+    let vxlan_port = vxlan
         .and_then(|d| attribute(d, VXLAN_PORT))
-        .filter(|_| kind == "vxlan")
         .and_then(|v| v.try_into().ok())
         .map(u16::from_be_bytes);
+    let vxlan_local = vxlan
+        .and_then(|d| attribute(d, VXLAN_LOCAL).or_else(|| attribute(d, VXLAN_LOCAL6)))
+        .and_then(ip_from);
     Some(Link {
         index,
         name,
@@ -100,6 +107,7 @@ fn parse_link(payload: &[u8]) -> Option<Link> {
         mtu,
         mac: attribute(attrs, libc::IFLA_ADDRESS).unwrap_or(&[]).to_vec(),
         vxlan_port,
+        vxlan_local,
     })
 }
 
@@ -213,10 +221,18 @@ pub fn add_veth(
     m
 }
 
-/// A VXLAN device that knows what it is told and nothing else. `v4`: family of the outer header.
-pub fn add_vxlan(name: &str, mac: [u8; 6], port: u16, mtu: u32, v4: bool) -> Message {
-    /// All boxes share one network.
-    const NETWORK: u32 = 1;
+/// All boxes share one VXLAN network: its identifier (VNI).
+pub const VXLAN_NETWORK: u32 = 1;
+
+/// A VXLAN device that knows what it is told and nothing else. `v4`: family of the outer header, whose source is `local`.
+pub fn add_vxlan(
+    name: &str,
+    mac: [u8; 6],
+    port: u16,
+    mtu: u32,
+    v4: bool,
+    local: Option<IpAddr>,
+) -> Message {
     let mut m = Message::new(libc::RTM_NEWLINK, CREATE | EXCL, &info(0, 0));
     m.attr_str(libc::IFLA_IFNAME, name)
         .attr(libc::IFLA_ADDRESS, &mac)
@@ -224,11 +240,15 @@ pub fn add_vxlan(name: &str, mac: [u8; 6], port: u16, mtu: u32, v4: bool) -> Mes
         .nest_raw(libc::IFLA_LINKINFO, |m| {
             m.attr_str(IFLA_INFO_KIND, "vxlan")
                 .nest_raw(IFLA_INFO_DATA, |m| {
-                    m.attr_u32(VXLAN_ID, NETWORK)
+                    m.attr_u32(VXLAN_ID, VXLAN_NETWORK)
                         .attr(VXLAN_LEARNING, &[0])
                         .attr(VXLAN_PORT, &port.to_be_bytes());
-                    if !v4 {
-                        m.attr(VXLAN_LOCAL6, &[0; 16]);
+                    match local {
+                        Some(ip) if v4 => drop(m.attr(VXLAN_LOCAL, &octets(ip))),
+                        Some(ip) => drop(m.attr(VXLAN_LOCAL6, &octets(ip))),
+                        // Says the family.
+                        None if !v4 => drop(m.attr(VXLAN_LOCAL6, &[0; 16])),
+                        None => {}
                     }
                 });
         });

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ipnet::IpNet;
 
 use crate::conntrack::{self, Stale};
-use crate::firewall::{Firewall, Transaction};
+use crate::firewall::{Firewall, Transaction, Tunnel};
 use crate::ledger::{Entry, Ledger};
 use crate::link::{self, Via};
 use crate::netlink::Socket;
@@ -40,7 +40,7 @@ pub struct Network {
     state: Mutex<State>,
     /// Taken by the one [`Network::guard`].
     watch: Mutex<Option<(nft::Watch, peers::Watch)>>,
-    /// Locked before `links`.
+    /// Locked before `links` and `state`.
     ways: Mutex<Ways>,
     /// Set by [`Network::teardown`]: nothing is repaired any more.
     ended: AtomicBool,
@@ -59,6 +59,8 @@ struct State {
     told: bool,
     /// What [`Network::set_policies`] was told.
     policies: Option<Vec<PolicyGroup>>,
+    /// Who may send to the overlay; the outer `None`: not known yet.
+    tunnel: Option<Option<Tunnel>>,
 }
 
 /// What the kernel of this box can do.
@@ -116,6 +118,7 @@ impl Network {
             hairpins: found.hairpins,
             told: false,
             policies: None,
+            tunnel: None,
         };
         state.settle()?;
         Ok(Network {
@@ -249,7 +252,8 @@ impl Network {
     /// A box that is gone loses its routes. What cannot be reached is logged, and fails nothing else.
     pub fn set_peers(&self, peers: Vec<Peer>) -> Result<()> {
         let mut ways = lock(&self.ways);
-        ways.set(&mut lock(&self.links), peers)
+        ways.set(&mut lock(&self.links), peers)?;
+        lock(&self.state).set_tunnel(&ways)
     }
 
     /// Makes links, routes and rules again as they should be, as after somebody flushed all rules or removed the anchor device.
@@ -284,7 +288,8 @@ impl Network {
             return Ok(());
         }
         let mut ways = lock(&self.ways);
-        ways.apply(&mut lock(&self.links))
+        ways.apply(&mut lock(&self.links))?;
+        lock(&self.state).set_tunnel(&ways)
     }
 
     /// Repairs the rules whenever somebody removes them, and the ways to other boxes when links come and go, for as long as it is polled. Sleeps
@@ -525,6 +530,17 @@ impl State {
         Ok(())
     }
 
+    /// Lets the peers of the overlay, and nobody else, send to it.
+    fn set_tunnel(&mut self, ways: &Ways) -> Result<()> {
+        let tunnel = ways.tunnel();
+        if !ways.told() || self.tunnel.as_ref() == Some(&tunnel) {
+            return Ok(());
+        }
+        self.firewall.set_tunnel(tunnel.as_ref())?;
+        self.tunnel = Some(tunnel);
+        Ok(())
+    }
+
     /// Compares everything.
     fn settle(&mut self) -> Result<()> {
         let keys = if self.told {
@@ -540,6 +556,9 @@ impl State {
         let found = self.firewall.open(anew)?;
         if let Some(groups) = &self.policies {
             self.firewall.set_policies(groups)?;
+        }
+        if let Some(tunnel) = self.tunnel.as_ref().filter(|_| anew) {
+            self.firewall.set_tunnel(tunnel.as_ref())?;
         }
         self.book.installed(found.frontends);
         self.hairpins = found.hairpins;

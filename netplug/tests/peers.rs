@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::net::UdpSocket;
 use std::sync::Arc;
 
 use amphipod_netplug::{Endpoint, Error, IpNet, Network, Overlay, Peer, Service};
@@ -326,6 +327,56 @@ fn ways_come_back_with_the_link() {
         }
         guard.abort();
     }
+}
+
+/// A datagram of VXLAN (RFC 7348) to box 0 with a UDP packet for a pod of it inside.
+fn wrapped(pod: &Pod, port: u16) -> Vec<u8> {
+    let destination = match pod.ip() {
+        std::net::IpAddr::V4(ip) => ip.octets(),
+        other => panic!("{other}"),
+    };
+    let mut ip = vec![0x45, 0, 0, 29, 0, 1, 0, 0, 64, 17, 0, 0, 10, 42, 1, 77];
+    ip.extend(destination);
+    let sum: u32 = ip
+        .chunks(2)
+        .map(|w| u32::from(w[0]) << 8 | u32::from(w[1]))
+        .sum();
+    let sum = !(((sum & 0xffff) + (sum >> 16)) as u16);
+    ip[10..12].copy_from_slice(&sum.to_be_bytes());
+    let [a, b] = port.to_be_bytes();
+    let udp = [0x10, 0, a, b, 0, 9, 0, 0, b'!'];
+    let vxlan = [8, 0, 0, 0, 0, 0, 1, 0];
+    let ethernet = [0x0e, 0xa3, 10, 42, 0, 0, 2, 0, 0, 0, 0, 1, 8, 0];
+    [&vxlan[..], &ethernet, &ip, &udp].concat()
+}
+
+#[test]
+fn only_peers_may_send_wrapped_packets() {
+    let mut f = Fleet::switched(2, Overlay::Vxlan);
+    let pod = f.boxes[0].pod("pod");
+    let socket = pod.ns.run(|| UdpSocket::bind("0.0.0.0:7000").unwrap());
+    socket.set_read_timeout(Some(SOON)).unwrap();
+    let packet = wrapped(&pod, 7000);
+    let to = format!("{}:8472", f.ip(0));
+    let heard = |from: &Ns| {
+        (0..3).any(|_| {
+            let sender = from.run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+            sender.send_to(&packet, &to).unwrap();
+            socket.recv(&mut [0; 10]).is_ok()
+        })
+    };
+    assert!(heard(&f.boxes[1].ns), "a peer");
+    assert!(!heard(&f.client), "a stranger");
+    f.boxes[0].ns.sh("nft flush ruleset");
+    assert!(heard(&f.client), "without rules it would get through");
+    f.boxes[0].net().repair().unwrap();
+    assert!(!heard(&f.client), "and is kept out again");
+    f.open(0);
+    assert!(!heard(&f.client), "a restart lets nobody in");
+    f.introduce();
+    assert!(heard(&f.boxes[1].ns) && !heard(&f.client));
+    f.boxes[0].net().set_peers(vec![]).unwrap();
+    assert!(!heard(&f.boxes[1].ns), "a peer no more");
 }
 
 #[test]

@@ -81,6 +81,11 @@ impl Rule<'_> {
         self.payload(TRANSPORT, 2, 2, to)
     }
 
+    /// Loads the network identifier from a VXLAN header (RFC 7348).
+    pub fn vxlan_network(&mut self, to: u32) -> &mut Self {
+        self.payload(TRANSPORT, 12, 3, to)
+    }
+
     /// Loads the flags of the TCP header.
     pub fn tcp_flags(&mut self, to: u32) -> &mut Self {
         self.payload(TRANSPORT, 13, 1, to)

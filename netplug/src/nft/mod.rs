@@ -6,6 +6,7 @@ mod expr;
 mod policy;
 mod rules;
 mod schema;
+mod tunnel;
 mod uapi;
 mod watch;
 
@@ -20,7 +21,7 @@ use elements::{Elements, Told};
 use schema::{CLIENTS, Class, Family, HAIRPIN, LANES, Lane};
 use uapi::{chain, elem, msg, set, table};
 
-use crate::firewall::{Firewall, Found, Transaction};
+use crate::firewall::{Firewall, Found, Transaction, Tunnel};
 use crate::netlink::Socket;
 use crate::netlink::message::{attribute, text};
 use crate::policies::{self, Groups};
@@ -375,7 +376,12 @@ impl Firewall for Nftables {
         Ok(())
     }
 
+    fn set_tunnel(&mut self, tunnel: Option<&Tunnel>) -> Result<()> {
+        self.write_tunnel(tunnel).map_err(refused)
+    }
+
     fn remove(&mut self) -> Result<()> {
+        self.write_tunnel(None).map_err(refused)?;
         for family in self.families.clone() {
             let mut batch = Batch::new(family.nfproto(), &self.config.table);
             batch.add_table();

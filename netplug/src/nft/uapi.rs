@@ -110,6 +110,7 @@ pub mod meta {
     pub const MARK: u32 = 3;
     pub const IIF: u32 = 4;
     pub const OIFNAME: u32 = 7;
+    pub const NFPROTO: u32 = 15;
     pub const L4PROTO: u32 = 16;
 }
 

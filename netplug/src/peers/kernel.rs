@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use super::plan::{Hop, Plan, Way, mac, plan};
 use super::{device, overhead};
+use crate::firewall::Tunnel;
 use crate::link::{self, Via};
 use crate::netlink::{Message, Socket};
 use crate::{Error, NetConfig, Peer, Result};
@@ -35,6 +36,26 @@ impl Ways {
     /// MTU for the links of pods; `None`: the kernel's default.
     pub fn pod_mtu(&self) -> Option<u32> {
         self.config.mtu.or_else(|| self.plan.mtu())
+    }
+
+    /// Who may send wrapped packets, if there is a device for them.
+    pub fn tunnel(&self) -> Option<Tunnel> {
+        let wraps = |way: &Way| matches!(way, Way::Vxlan { .. });
+        self.plan.ways.iter().any(wraps).then(|| Tunnel {
+            port: self.config.vxlan_port,
+            network: link::VXLAN_NETWORK,
+            senders: self
+                .peers
+                .iter()
+                .flatten()
+                .flat_map(|peer| peer.ips.iter().copied())
+                .collect(),
+        })
+    }
+
+    /// Whether it was said who the peers are.
+    pub fn told(&self) -> bool {
+        self.peers.is_some()
     }
 
     pub fn set(&mut self, links: &mut Socket, peers: Vec<Peer>) -> Result<()> {
@@ -98,8 +119,13 @@ impl Ways {
         };
         let mac = mac(&self.config.pod_cidrs);
         let port = self.config.vxlan_port;
+        let local = self.config.node_ip.filter(|ip| ip.is_ipv4() == v4);
         if let Some(found) = link::find(links, name).map_err(failed())? {
-            if found.kind == "vxlan" && found.mac == mac && found.vxlan_port == Some(port) {
+            if found.kind == "vxlan"
+                && found.mac == mac
+                && found.vxlan_port == Some(port)
+                && found.vxlan_local == local
+            {
                 if found.mtu != mtu {
                     links
                         .request(link::set_mtu(found.index, mtu))
@@ -112,7 +138,7 @@ impl Ways {
         }
         // Down at first, so that the kernel gives it no link-local address.
         links
-            .request(link::add_vxlan(name, mac, port, mtu, v4))
+            .request(link::add_vxlan(name, mac, port, mtu, v4, local))
             .map_err(failed())?;
         let index = link::find(links, name)
             .map_err(failed())?

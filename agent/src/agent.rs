@@ -24,6 +24,7 @@ use crate::node::keeper::NodeKeeper;
 use crate::node::machine::{Machine, own_address};
 use crate::node::object;
 use crate::node_api::NodeApi;
+use crate::pod::record::Record;
 use crate::pods::{Pods, Supervisor};
 use crate::resources::cgroup;
 use crate::server::link::Link;
@@ -285,7 +286,7 @@ async fn bring_up_network(
         match open_network(&config, address, &now).await {
             Ok(opened) => {
                 let opened = Arc::new(opened);
-                forget_stray_links(&store, &opened).await;
+                recall_pods(&store, &opened).await;
                 let dns = start_dns(&config, &opened).await;
                 network.send_replace(Some(opened.clone()));
                 trouble.send_replace(None);
@@ -318,13 +319,21 @@ async fn bring_up_network(
     drop((network, planes, trouble));
 }
 
-/// Takes the network from pods that went while no agent ran. Nothing is attached yet that the database does not know.
-async fn forget_stray_links(store: &Store, network: &Arc<Network>) {
+/// Takes the network from pods that went while no agent ran, and keeps for the others the addresses that they had: nobody may be there to tell
+/// services and policies of new ones. Nothing is attached yet that the database does not know.
+async fn recall_pods(store: &Store, network: &Arc<Network>) {
     let Ok(pods) = store.pods().await else { return };
     let network = network.clone();
     let work = move || {
         let ids: Vec<&str> = pods.iter().map(|p| p.uid.as_str()).collect();
-        network.retain(&ids)
+        let retained = network.retain(&ids);
+        let known: Vec<Vec<IpAddr>> = pods
+            .iter()
+            .map(|p| p.record.as_deref().map_or(Vec::new(), Record::addresses))
+            .collect();
+        let reserve = ids.iter().zip(&known);
+        network.reserve(reserve.map(|(id, ips)| (*id, ips.as_slice())));
+        retained
     };
     match tokio::task::spawn_blocking(work).await {
         Ok(Ok(())) => {}

@@ -33,6 +33,8 @@ pub struct Ledger {
     entries: BTreeMap<String, Entry>,
     ranges: Vec<Range>,
     serial: u64,
+    /// Places in the ranges that pods had before a power cut: theirs when they come back.
+    reserved: BTreeMap<String, Vec<u64>>,
 }
 
 /// The addresses of one family. Search goes round, so an address rests as long as possible before it is given again.
@@ -101,6 +103,7 @@ impl Ledger {
             entries: BTreeMap::new(),
             ranges,
             serial: 0,
+            reserved: BTreeMap::new(),
         };
         let mut youngest: Vec<(u64, usize, u64)> = Vec::new();
         for file in fs::read_dir(dir).map_err(failed("reading directory"))? {
@@ -168,16 +171,10 @@ impl Ledger {
         if id.is_empty() || id.len() > 80 || id.bytes().any(|b| b == 0) {
             return Err(Error::Invalid(format!("pod id {id:?}: want 1 to 80 bytes")));
         }
-        let mut places = Vec::with_capacity(self.ranges.len());
-        for i in 0..self.ranges.len() {
-            match self.ranges[i].take() {
-                Ok(n) => places.push(n),
-                Err(e) => {
-                    self.give_back(&places);
-                    return Err(e);
-                }
-            }
-        }
+        let places = match self.reserved.remove(id) {
+            Some(places) => places,
+            None => self.take()?,
+        };
         self.serial += 1;
         let ips: Vec<IpAddr> = self
             .ranges
@@ -210,6 +207,51 @@ impl Ledger {
         Ok(entry)
     }
 
+    /// Keeps for a pod the addresses that it had, if they are free: services, names and policies that others remember stay true.
+    pub fn reserve(&mut self, id: &str, ips: &[IpAddr]) {
+        if self.entries.contains_key(id)
+            || self.reserved.contains_key(id)
+            || ips.len() != self.ranges.len()
+        {
+            return;
+        }
+        let free = |(range, ip): (&Range, &IpAddr)| {
+            range
+                .place(*ip)
+                .filter(|n| !range.reserved(*n) && !range.used.contains(n))
+        };
+        let places: Option<Vec<u64>> = self.ranges.iter().zip(ips).map(free).collect();
+        let Some(places) = places else { return };
+        for (range, n) in self.ranges.iter_mut().zip(&places) {
+            range.used.insert(*n);
+        }
+        self.reserved.insert(id.to_owned(), places);
+    }
+
+    /// A free place in each range. Where all are taken, those that are only reserved are not.
+    fn take(&mut self) -> Result<Vec<u64>> {
+        let mut places = Vec::with_capacity(self.ranges.len());
+        let mut i = 0;
+        while i < self.ranges.len() {
+            match self.ranges[i].take() {
+                Ok(n) => {
+                    places.push(n);
+                    i += 1;
+                }
+                Err(_) if !self.reserved.is_empty() => {
+                    for places in std::mem::take(&mut self.reserved).into_values() {
+                        self.give_back(&places);
+                    }
+                }
+                Err(e) => {
+                    self.give_back(&places);
+                    return Err(e);
+                }
+            }
+        }
+        Ok(places)
+    }
+
     fn give_back(&mut self, places: &[u64]) {
         for (range, n) in self.ranges.iter_mut().zip(places) {
             range.used.remove(n);
@@ -218,6 +260,9 @@ impl Ledger {
 
     /// Forgets a pod; its addresses are free again.
     pub fn release(&mut self, id: &str) -> Result<()> {
+        if let Some(places) = self.reserved.remove(id) {
+            self.give_back(&places);
+        }
         let Some(entry) = self.entries.get(id) else {
             return Ok(());
         };
@@ -282,6 +327,34 @@ mod tests {
 
     fn open(dir: &Path, net: &str) -> Ledger {
         Ledger::open(dir, &[net.parse().unwrap()]).unwrap()
+    }
+
+    #[test]
+    fn addresses_of_pods_that_will_be_back_are_kept_as_long_as_others_are_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut ledger = open(dir.path(), "10.42.0.0/29");
+        let ip = |s: &str| s.parse::<IpAddr>().unwrap();
+        for (id, at) in [
+            ("a", "10.42.0.2"),
+            ("b", "10.42.0.4"),
+            ("c", "10.42.0.4"),
+            ("d", "10.42.0.1"),
+            ("e", "192.0.2.1"),
+        ] {
+            ledger.reserve(id, &[ip(at)]);
+        }
+        let mut claimed = |id: &str| ledger.claim(id, &[], "amphi").unwrap().network.ips[0];
+        assert_eq!(claimed("c"), ip("10.42.0.3"), "the first that is nobody's");
+        assert_eq!(claimed("b"), ip("10.42.0.4"), "its own");
+        assert_eq!(claimed("d"), ip("10.42.0.5"));
+        assert_eq!(claimed("e"), ip("10.42.0.6"));
+        assert_eq!(claimed("f"), ip("10.42.0.2"), "rather than none");
+        assert!(ledger.claim("a", &[], "amphi").is_err());
+        ledger.release("b").unwrap();
+        ledger.reserve("g", &[ip("10.42.0.4")]);
+        ledger.release("g").unwrap();
+        let last = ledger.claim("h", &[], "amphi").unwrap().network.ips[0];
+        assert_eq!(last, ip("10.42.0.4"), "who is gone for good needs none");
     }
 
     #[test]

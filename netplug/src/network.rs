@@ -150,10 +150,18 @@ impl Network {
         Ok(entry.network)
     }
 
+    /// Keeps for pods that are about to be connected the addresses that they had before a power cut, if those are free.
+    pub fn reserve<'a>(&self, pods: impl IntoIterator<Item = (&'a str, &'a [IpAddr])>) {
+        let mut state = lock(&self.state);
+        for (id, ips) in pods {
+            state.ledger.reserve(id, ips);
+        }
+    }
+
     /// Disconnects a pod and frees its address. Unknown ids are fine; the namespace may be gone.
     pub fn detach(&self, id: &str) -> Result<()> {
         let Some(entry) = lock(&self.state).ledger.get(id).cloned() else {
-            return Ok(());
+            return lock(&self.state).ledger.release(id);
         };
         self.unlink(std::slice::from_ref(&entry.network.host_ifname))?;
         let mut state = lock(&self.state);

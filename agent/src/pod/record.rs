@@ -1,6 +1,7 @@
 //! What the agent remembers of a pod across restarts, and how it is put together again with what the keeper says. Pure.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodStatus;
@@ -58,6 +59,18 @@ pub enum FoundState {
 }
 
 impl Record {
+    /// The addresses of a pod that will run again, from its record as it is stored.
+    pub fn addresses(stored: &str) -> Vec<IpAddr> {
+        let Ok(record) = serde_json::from_str::<Record>(stored) else {
+            return Vec::new();
+        };
+        let ended = matches!(record.status.phase.as_deref(), Some("Succeeded" | "Failed"));
+        let ips = record.status.pod_ips.into_iter().flatten();
+        ips.filter(|_| !ended)
+            .filter_map(|ip| ip.ip.parse().ok())
+            .collect()
+    }
+
     pub fn of(plan: &PodPlan, seen: &Observed, status: &PodStatus) -> Record {
         let containers = plan.containers.iter().zip(&seen.containers).map(|(c, s)| {
             let record = ContainerRecord {

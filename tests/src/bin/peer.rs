@@ -10,6 +10,7 @@
 //! peer serve PORT...                  by TCP and UDP tells each client the host's name and the address that it saw
 //! peer send HOST:PORT BYTES           sends so much to `serve` by TCP and wants to have it back
 //! peer send-udp HOST:PORT BYTES       the same in one datagram
+//! peer send-hex HOST:PORT HEX         sends one datagram and waits for nothing
 //! peer reach [udp:]HOST:PORT...       asks all at once; prints a line for each: what it said, or "-" without an answer
 //! ```
 
@@ -41,12 +42,13 @@ fn main() -> Result<()> {
         ["serve", ref ports @ ..] if !ports.is_empty() => serve(ports),
         ["send", to, bytes] => send(to, bytes.parse()?),
         ["send-udp", to, bytes] => send_udp(to, bytes.parse()?),
+        ["send-hex", to, hex] => send_hex(to, hex),
         ["reach", ref targets @ ..] => {
             reach(targets);
             Ok(())
         }
         _ => bail!(
-            "usage: peer get URL | udp-echo PORT | udp-ask HOST PORT TEXT | grpc-health PORT SERVICE | serve PORT... | send HOST:PORT BYTES | send-udp HOST:PORT BYTES | reach [udp:]HOST:PORT..."
+            "usage: peer get URL | udp-echo PORT | udp-ask HOST PORT TEXT | grpc-health PORT SERVICE | serve PORT... | send HOST:PORT BYTES | send-udp HOST:PORT BYTES | send-hex HOST:PORT HEX | reach [udp:]HOST:PORT..."
         ),
     }
 }
@@ -164,6 +166,13 @@ fn send_udp(to: &str, bytes: usize) -> Result<()> {
     let mut buffer = vec![0; 65536];
     let length = socket.recv(&mut buffer).context("waiting for the answer")?;
     back(&buffer[..length], bytes)
+}
+
+fn send_hex(to: &str, hex: &str) -> Result<()> {
+    let digits: Vec<u32> = hex.chars().filter_map(|c| c.to_digit(16)).collect();
+    let bytes: Vec<u8> = digits.chunks(2).map(|d| (d[0] * 16 + d[1]) as u8).collect();
+    UdpSocket::bind("0.0.0.0:0")?.send_to(&bytes, resolve(to)?)?;
+    Ok(())
 }
 
 /// Whether an answer holds what was sent after its first line; prints that line.

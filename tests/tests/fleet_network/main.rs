@@ -4,6 +4,7 @@
 
 mod overlay;
 mod policies;
+mod recovery;
 mod services;
 mod world;
 

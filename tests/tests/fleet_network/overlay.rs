@@ -1,9 +1,12 @@
 //! How packets travel between the boxes, by flag and by themselves.
 
-use amphipod_tests::{EdgeBox, Lan, Ran, binary};
+use std::time::Duration;
 
+use amphipod_tests::{EdgeBox, Lan, Ran, binary, eventually, peer};
+
+use crate::recovery::run_in_pod;
 use crate::talk;
-use crate::world::{Fleet, World, ask_from};
+use crate::world::{Fleet, World, ask_from, wrapped_fleet};
 
 fn routes(of: &EdgeBox) -> String {
     of.run(&["ip", "route"]).ok()
@@ -70,7 +73,7 @@ fn boxes_behind_a_router_wrap_packets_by_themselves() {
 
 #[test]
 fn vxlan_is_used_between_neighbours_where_the_flag_says_so() {
-    let fleet = Fleet::start(&["--overlay", "vxlan"]);
+    let fleet = wrapped_fleet();
     all_is_well(&fleet);
     for on in [&fleet.server, &fleet.agent] {
         let routes = routes(on);
@@ -105,4 +108,64 @@ fn an_overlay_that_this_build_lacks_is_refused_at_the_start_with_advice() {
         told.stderr.contains("want auto, none, vxlan or wireguard"),
         "{told:?}"
     );
+}
+
+/// Sends a datagram of VXLAN to a box from the LAN, in which a pod seems to send a UDP packet to a pod of that box.
+fn forge(fleet: &Fleet, to: &EdgeBox, from: &str, pod: &str) {
+    let bytes = |ip: &str| -> Vec<u8> { ip.split('.').map(|byte| byte.parse().unwrap()).collect() };
+    let (from, pod) = (bytes(from), bytes(pod));
+    let mut ip = vec![0x45, 0, 0, 29, 0, 1, 0, 0, 64, 17, 0, 0];
+    ip.extend(from);
+    ip.extend(&pod);
+    let words = ip.chunks(2).map(|w| u32::from(w[0]) << 8 | u32::from(w[1]));
+    let sum: u32 = words.sum();
+    let sum = !(((sum & 0xffff) + (sum >> 16)) as u16);
+    ip[10..12].copy_from_slice(&sum.to_be_bytes());
+    let vxlan = [8, 0, 0, 0, 0, 0, 1, 0];
+    let ethernet = [0x0e, 0xa3, 10, 42, pod[2], 0, 2, 0, 0, 0, 0, 1, 8, 0];
+    let udp = [0x10, 0, 0, 7, 0, 9, 0, 0, b'!'];
+    let all = [&vxlan[..], &ethernet, &ip, &udp].concat();
+    let hex: String = all.iter().map(|byte| format!("{byte:02x}")).collect();
+    let (program, to) = (peer(), format!("{}:8472", to.address()));
+    let send = [program.to_str().unwrap(), "send-hex", &to, &hex];
+    fleet.lan.run(&send).ok();
+}
+
+#[test]
+fn wrapped_packets_of_strangers_are_dropped() {
+    let mut fleet = wrapped_fleet();
+    let w = World::new(&fleet, "strangers", &["one-a", "two-b"]);
+    let to = w.address("udp:two-b:9000");
+    let [from, pod] = ["one-a", "two-b"].map(|pod| w.ip(pod).to_owned());
+    w.reaches("a peer's pods are heard", &["one-a"], &[&to], |_, _| true);
+    // UDP packets to ports where nobody listens (RFC 4113), which is where the forged ones go.
+    let heard = |fleet: &Fleet| {
+        let stats = run_in_pod(&fleet.agent, "two-b", &["cat", "/proc/net/snmp"]).unwrap();
+        let counts = stats.lines().filter(|line| line.starts_with("Udp:")).nth(1);
+        let count = counts.unwrap().split(' ').nth(2);
+        count.unwrap().parse::<u32>().unwrap()
+    };
+    let before = heard(&fleet);
+    for _ in 0..3 {
+        forge(&fleet, &fleet.agent, &from, &pod);
+    }
+    // What comes later on the same way is there.
+    w.reaches("a peer's pods are heard", &["one-a"], &[&to], |_, _| true);
+    assert_eq!(heard(&fleet), before);
+    drop(w);
+    // The packets were good: without rules, and without the agent that would put them back, they get through.
+    fleet.agent.kill_program();
+    fleet.agent.run(&["nft", "flush", "ruleset"]).ok();
+    eventually(
+        "a forged packet to get through",
+        Duration::from_secs(5),
+        || {
+            forge(&fleet, &fleet.agent, &from, &pod);
+            (heard(&fleet) > before)
+                .then_some(())
+                .ok_or_else(|| "none did".to_owned())
+        },
+    );
+    fleet.restart_agent();
+    fleet.wait_for_agent();
 }

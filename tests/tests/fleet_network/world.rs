@@ -1,13 +1,15 @@
 //! Two boxes in one fleet, and who reaches whom.
 
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use amphipod_tests::{BUSYBOX, EdgeBox, Kubectl, Lan, Registry, binary, eventually, peer};
 
 /// A server's box and one that joined it, each with a registry.
 pub struct Fleet {
+    args: Vec<String>,
     pub kubectl: Kubectl,
     _registries: [Registry; 2],
     /// The joined box.
@@ -62,12 +64,43 @@ impl Fleet {
                 .ok();
         }
         Fleet {
+            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
             kubectl,
             _registries: registries,
             agent,
             server,
             lan,
         }
+    }
+
+    /// Starts the agent of the joined box, which knows its server.
+    #[track_caller]
+    pub fn restart_agent(&mut self) {
+        let args: Vec<&str> = self.args.iter().map(String::as_str).collect();
+        self.agent.start_agent(&args);
+    }
+
+    /// Starts the server again, and waits until both nodes are well. What pods need of the joined box's disk is there; its registry went with the power.
+    #[track_caller]
+    pub fn restart_server(&mut self) {
+        let args: Vec<&str> = self.args.iter().map(String::as_str).collect();
+        self.server.start(&args);
+        self.server.wait_until_ready();
+        self._registries[1] = Registry::start(&self.agent);
+        self.wait_for_agent();
+    }
+
+    /// Waits until the joined box is connected and its node Ready.
+    #[track_caller]
+    pub fn wait_for_agent(&self) {
+        eventually("the joined box's node API", Duration::from_secs(60), || {
+            let path = format!("/api/v1/nodes/{}/proxy/healthz", self.agent.name());
+            let ran = self.kubectl.run(&["get", "--raw", &path]);
+            let fine = ran.stdout == "ok";
+            fine.then_some(()).ok_or(format!("{ran:?}"))
+        });
+        let node = format!("node/{}", self.agent.name());
+        self.kubectl.wait_for(&node, "condition=Ready", 60);
     }
 
     /// The box of a pod whose name ends in `-a` (the server's) or `-b`.
@@ -85,6 +118,38 @@ impl Fleet {
 pub fn fleet() -> &'static Fleet {
     static FLEET: OnceLock<Fleet> = OnceLock::new();
     FLEET.get_or_init(|| Fleet::start(&[]))
+}
+
+/// Two boxes with VXLAN between them, for one test at a time: they may do with it what they want, if they put it right again.
+#[track_caller]
+pub fn wrapped_fleet() -> Wrapped {
+    static FLEET: Mutex<Option<Fleet>> = Mutex::new(None);
+    let mut fleet = FLEET.lock().unwrap_or_else(|broken| {
+        // The test that failed may have left anything.
+        FLEET.clear_poison();
+        let mut fleet = broken.into_inner();
+        *fleet = None;
+        fleet
+    });
+    fleet.get_or_insert_with(|| Fleet::start(&["--overlay", "vxlan"]));
+    Wrapped(fleet)
+}
+
+/// A fleet that is there.
+pub struct Wrapped(MutexGuard<'static, Option<Fleet>>);
+
+impl Deref for Wrapped {
+    type Target = Fleet;
+
+    fn deref(&self) -> &Fleet {
+        self.0.as_ref().unwrap()
+    }
+}
+
+impl DerefMut for Wrapped {
+    fn deref_mut(&mut self) -> &mut Fleet {
+        self.0.as_mut().unwrap()
+    }
 }
 
 /// A namespace with pods that answer on ports 8080 (`http`), 8081 (`admin`) and 9000, by TCP and UDP, with their name and the client's address.

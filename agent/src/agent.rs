@@ -193,7 +193,6 @@ impl Agent {
             machine,
             deps: deps.clone(),
             client: client.clone(),
-            link,
             store,
             images: image_store,
             pod_cidrs,

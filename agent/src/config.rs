@@ -83,6 +83,8 @@ pub struct AgentConfig {
     /// Processes and threads that one pod may have (the kubelet's `podPidsLimit`). 4096: a pod that forks without bound must not take
     /// the whole box's. `None`: no limit.
     pub pod_pids_limit: Option<i64>,
+    /// How long the node's Lease lasts, in seconds (the kubelet's `nodeLeaseDurationSeconds`); it is renewed four times in that time. 40.
+    pub node_lease_seconds: u32,
     /// How many pods the node offers. 110.
     pub max_pods: u32,
     /// Port of the node API (`:10250`).
@@ -132,6 +134,7 @@ impl AgentConfig {
             host_resolv_conf: "/etc/resolv.conf".into(),
             registries: None,
             pod_pids_limit: Some(4096),
+            node_lease_seconds: 40,
             max_pods: 110,
             node_api_port: 10250,
             eviction: EvictionThresholds::default(),

@@ -1,15 +1,17 @@
 //! Events on pods and the node: the kubelet's reasons and words, repeated ones counted, spooled on disk while the server is away.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+mod spool;
+
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use amphipod_api::client::{Client, Target};
 use amphipod_api::patch::PatchType;
 use k8s_openapi::api::core::v1::Pod;
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
+use self::spool::{Raw, Spool};
 use crate::server::link::Link;
 use crate::store::Store;
 
@@ -19,22 +21,9 @@ pub enum Severity {
     Warning,
 }
 
-/// Events not yet told; the oldest are dropped beyond this.
-const SPOOL: usize = 1000;
 /// Per object: so many at once, then one every five minutes, as client-go's spam filter has it.
 const BURST: f64 = 25.0;
 const REFILL: Duration = Duration::from_secs(300);
-
-/// One event to tell.
-#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
-struct Raw {
-    object: Value,
-    severity: String,
-    reason: String,
-    message: String,
-    /// RFC 3339.
-    time: String,
-}
 
 /// Where events go. Cheap to clone; never blocks.
 #[derive(Clone)]
@@ -120,13 +109,8 @@ impl Events {
             message.push_str("...");
         }
         // A full queue means that thousands wait already; one more would tell nobody anything.
-        let _ = self.queue.try_send(Raw {
-            object,
-            severity,
-            reason: reason.into(),
-            message,
-            time,
-        });
+        let raw = Raw::new(object, severity, reason.into(), message, time);
+        let _ = self.queue.try_send(raw);
     }
 }
 
@@ -160,80 +144,86 @@ struct Teller {
 
 impl Teller {
     async fn run(mut self, mut incoming: mpsc::Receiver<Raw>) {
-        let mut waiting: VecDeque<Raw> = match self.store.take_events().await {
-            Ok(spooled) => spooled
-                .iter()
-                .filter_map(|s| serde_json::from_str(s).ok())
-                .collect(),
-            Err(_) => VecDeque::new(),
+        let mut spool = match self.store.events().await {
+            Ok(stored) => Spool::restore(stored),
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::warn!(error, "events of before this start cannot be read");
+                Spool::default()
+            }
         };
         let mut failures = 0;
         loop {
-            if waiting.is_empty() {
+            if spool.is_empty() {
                 match incoming.recv().await {
-                    Some(raw) => waiting.push_back(raw),
+                    Some(raw) => self.take(&mut spool, raw),
                     None => return,
                 }
             }
             while let Ok(raw) = incoming.try_recv() {
-                waiting.push_back(raw);
+                self.take(&mut spool, raw);
             }
-            while let Some(raw) = waiting.front() {
-                let raw = raw.clone();
-                match self.send(&raw).await {
-                    Ok(()) => {
-                        failures = 0;
-                        waiting.pop_front();
-                    }
-                    Err(()) => break,
+            while let Some(raw) = spool.first() {
+                if self.send(raw).await.is_err() {
+                    break;
+                }
+                failures = 0;
+                if let Some(stored) = spool.told()
+                    && let Err(error) = self.store.put_events(vec![], vec![stored]).await
+                {
+                    let error = format!("{error:#}");
+                    tracing::debug!(error, "an event that was told is still on disk");
                 }
             }
-            if waiting.is_empty() {
+            if spool.is_empty() {
+                self.save(&mut spool).await;
+                let dropped = spool.take_dropped();
+                if dropped > 0 {
+                    tracing::warn!(
+                        dropped,
+                        "there were more events than are kept for a server that is away; the oldest were never told"
+                    );
+                }
                 continue;
             }
             // The server is away: keep what there is on disk, and take in more until it is back.
             failures += 1;
-            self.spool(&waiting).await;
             let link = self.link.clone();
             let retry = link.wait_retry(failures);
             tokio::pin!(retry);
-            let mut unsaved = false;
             loop {
+                self.save(&mut spool).await;
                 tokio::select! {
                     () = &mut retry => break,
                     raw = incoming.recv() => match raw {
-                        Some(raw) => {
-                            waiting.push_back(raw);
-                            if waiting.len() > SPOOL {
-                                waiting.pop_front();
-                            }
-                            unsaved = true;
-                        }
-                        None => {
-                            self.spool(&waiting).await;
-                            return;
-                        }
+                        Some(raw) => self.take(&mut spool, raw),
+                        None => return,
                     },
-                    () = tokio::time::sleep(Duration::from_secs(10)), if unsaved => {
-                        self.spool(&waiting).await;
-                        unsaved = false;
-                    }
+                }
+                while let Ok(raw) = incoming.try_recv() {
+                    self.take(&mut spool, raw);
                 }
             }
-            let _ = self.store.put_events(vec![]).await;
         }
     }
 
-    async fn spool(&self, waiting: &VecDeque<Raw>) {
-        let bodies = waiting
-            .iter()
-            .filter_map(|r| serde_json::to_string(r).ok())
-            .collect();
-        if let Err(error) = self.store.put_events(bodies).await {
-            tracing::debug!(
-                error = format!("{error:#}"),
-                "events are kept in memory only"
-            );
+    /// Takes in an event, unless there are too many of its object.
+    fn take(&mut self, spool: &mut Spool, raw: Raw) {
+        let again = spool.has(&raw) || self.seen.contains_key(&raw.key());
+        if again || self.allowed(&raw.object) {
+            spool.add(raw);
+        }
+    }
+
+    /// Writes what is not on disk yet.
+    async fn save(&self, spool: &mut Spool) {
+        let (new, gone) = spool.unsaved();
+        if new.is_empty() && gone.is_empty() {
+            return;
+        }
+        if let Err(error) = self.store.put_events(new, gone).await {
+            let error = format!("{error:#}");
+            tracing::debug!(error, "events are kept in memory only");
         }
     }
 
@@ -258,17 +248,14 @@ impl Teller {
     /// Tells one event; `Err` means: the server is away, keep it.
     async fn send(&mut self, raw: &Raw) -> Result<(), ()> {
         let namespace = raw.object["namespace"].as_str().unwrap_or("default");
-        let key = format!(
-            "{}/{}/{}/{}",
-            raw.object, raw.severity, raw.reason, raw.message
-        );
+        let key = raw.key();
         let target = Target::core("events").namespace(namespace);
         if let Some(seen) = self.seen.get_mut(&key) {
-            let patch = json!({"count": seen.count + 1, "lastTimestamp": raw.time});
+            let patch = json!({"count": seen.count + raw.count, "lastTimestamp": raw.last});
             let one = target.clone().name(&seen.name);
             match self.client.patch(&one, PatchType::Merge, &patch).await {
                 Ok(_) => {
-                    seen.count += 1;
+                    seen.count += raw.count;
                     seen.at = Instant::now();
                     return Ok(());
                 }
@@ -278,15 +265,9 @@ impl Teller {
                 Err(e) if e.is_retryable() => return Err(()),
                 Err(_) => return Ok(()),
             }
-        } else if !self.allowed(&raw.object) {
-            return Ok(());
         }
-        // As client-go names them: events of one second are then listed in the order in which they were told.
-        let name = format!(
-            "{}.{:x}",
-            raw.object["name"].as_str().unwrap_or_default(),
-            jiff::Timestamp::now().as_nanosecond()
-        );
+        let object = raw.object["name"].as_str().unwrap_or_default();
+        let name = format!("{object}.{}", raw.stamp);
         let body = json!({
             "apiVersion": "v1", "kind": "Event",
             "metadata": {"name": name, "namespace": namespace},
@@ -294,30 +275,28 @@ impl Teller {
             "reason": raw.reason, "message": raw.message, "type": raw.severity,
             "source": {"component": "kubelet", "host": self.node},
             "reportingComponent": "kubelet", "reportingInstance": self.node,
-            "firstTimestamp": raw.time, "lastTimestamp": raw.time, "count": 1,
+            "firstTimestamp": raw.time, "lastTimestamp": raw.last, "count": raw.count,
         });
         match self.client.create(&target, &body).await {
-            Ok(_) => {
-                if self.seen.len() > 512 {
-                    let cut = Instant::now().checked_sub(Duration::from_secs(600));
-                    self.seen.retain(|_, s| cut.is_some_and(|cut| s.at > cut));
-                }
-                self.seen.insert(
-                    key,
-                    Seen {
-                        name,
-                        count: 1,
-                        at: Instant::now(),
-                    },
-                );
-                Ok(())
-            }
-            Err(e) if e.is_retryable() => Err(()),
+            Ok(_) => self.told(key, name, raw.count),
+            // Told before, but the answer was lost, or this process ended before it noted that.
+            Err(e) if e.is_already_exists() => self.told(key, name, raw.count),
+            Err(e) if e.is_retryable() => return Err(()),
             Err(e) => {
                 // The namespace is being deleted, or we may not: nobody is waiting for this event.
                 tracing::debug!(error = %e, reason = raw.reason, "the server refused an event");
-                Ok(())
             }
         }
+        Ok(())
+    }
+
+    /// The server has the event; more of its kind are counted there.
+    fn told(&mut self, key: String, name: String, count: i64) {
+        if self.seen.len() > 512 {
+            let cut = Instant::now().checked_sub(Duration::from_secs(600));
+            self.seen.retain(|_, s| cut.is_some_and(|cut| s.at > cut));
+        }
+        let at = Instant::now();
+        self.seen.insert(key, Seen { name, count, at });
     }
 }

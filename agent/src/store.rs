@@ -280,27 +280,27 @@ impl Store {
         .await
     }
 
-    /// The spool of events that the server has not heard yet, in order.
-    pub async fn take_events(&self) -> Result<Vec<String>> {
+    /// Events that the server has not heard yet: rows and bodies, in order.
+    pub async fn events(&self) -> Result<Vec<(i64, String)>> {
         self.run(Durability::Lazy, "reading spooled events", |c| {
-            let all = c
-                .prepare("SELECT body FROM events ORDER BY id")?
-                .query_map([], |r| r.get(0))?
-                .collect::<rusqlite::Result<Vec<String>>>()?;
-            if !all.is_empty() {
-                c.execute("DELETE FROM events", [])?;
-            }
-            Ok(all)
+            c.prepare("SELECT id, body FROM events ORDER BY id")?
+                .query_map([], |r| Ok((r.get(0)?, r.get(1)?)))?
+                .collect()
         })
         .await
     }
 
-    pub async fn put_events(&self, bodies: Vec<String>) -> Result<()> {
+    /// Adds and removes rows of such events.
+    pub async fn put_events(&self, new: Vec<(i64, String)>, gone: Vec<i64>) -> Result<()> {
         self.run(Durability::Lazy, "spooling events", move |c| {
-            c.execute("DELETE FROM events", [])?;
-            let mut q = c.prepare_cached("INSERT INTO events (body) VALUES (?1)")?;
-            for b in bodies {
-                q.execute([b])?;
+            let mut delete = c.prepare_cached("DELETE FROM events WHERE id = ?1")?;
+            for id in gone {
+                delete.execute([id])?;
+            }
+            let mut insert =
+                c.prepare_cached("INSERT OR REPLACE INTO events (id, body) VALUES (?1, ?2)")?;
+            for (id, body) in new {
+                insert.execute((id, body))?;
             }
             Ok(())
         })
@@ -424,7 +424,9 @@ mod tests {
                 .await
                 .unwrap();
             s.put_fact("podCIDR", "10.42.0.0/24".into()).await.unwrap();
-            s.put_events(vec!["1".into(), "2".into()]).await.unwrap();
+            let rows = vec![(7, "1".into()), (8, "2".into()), (9, "3".into())];
+            s.put_events(rows, vec![]).await.unwrap();
+            s.put_events(vec![], vec![8]).await.unwrap();
         }
         let s = Store::open(&d).unwrap();
         let pods = s.pods().await.unwrap();
@@ -434,8 +436,8 @@ mod tests {
             s.fact("podCIDR").await.unwrap().as_deref(),
             Some("10.42.0.0/24")
         );
-        assert_eq!(s.take_events().await.unwrap(), ["1", "2"]);
-        assert_eq!(s.take_events().await.unwrap(), [""; 0]);
+        let left = [(7, "1".to_owned()), (9, "3".to_owned())];
+        assert_eq!(s.events().await.unwrap(), left);
         std::fs::remove_dir_all(&d).unwrap();
     }
 

@@ -218,7 +218,10 @@ impl Run {
             .and_then(|s| s.details.as_ref())
             .map_or(0, |d| d.retry_after_seconds.max(0));
         let asked = Duration::from_secs(asked as u64).min(self.backoff.max);
-        tokio::time::sleep(self.backoff.delay(self.failures).max(asked)).await;
+        tokio::select! {
+            () = tokio::time::sleep(self.backoff.delay(self.failures).max(asked)) => {}
+            () = self.client.answers_again(), if asked.is_zero() => {}
+        }
         self.failures = self.failures.saturating_add(1);
     }
 

@@ -273,6 +273,20 @@ impl EdgeBox {
         }
     }
 
+    /// Pulls the box's plug out of the LAN: packets vanish both ways, and nobody is told.
+    #[track_caller]
+    pub fn unplug_cable(&self, lan: &Lan) {
+        lan.run(&["ip", "link", "set", &self.port_on_lan, "down"])
+            .ok();
+    }
+
+    /// Puts it back.
+    #[track_caller]
+    pub fn plug_in_cable(&self, lan: &Lan) {
+        lan.run(&["ip", "link", "set", &self.port_on_lan, "up"])
+            .ok();
+    }
+
     /// Ends the box as the death of the test's process would: its power supply alone cleans up.
     pub fn unplug_and_forget(mut self) {
         self.dir.disable_cleanup(true);

@@ -1,30 +1,32 @@
-//! Keeps our Node object: registers it, renews its Lease, tells its status when it changes (or every half hour), and
-//! learns from it the pod range and the labels.
+//! Keeps our Node object: registers it, renews its Lease, tells its status when it changes (or every half hour) or when the server
+//! believes something else, and learns from it the pod range and the labels.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use amphipod_api::client::{Client, Target};
+use amphipod_api::client::{Client, ClientError, Target};
 use amphipod_api::meta;
 use amphipod_api::patch::PatchType;
-use amphipod_api::reflector::{Event, Reflector, ReflectorConfig};
+use amphipod_api::reflector::{Backoff, Event, Reflector, ReflectorConfig};
 use amphipod_runtime::image::ImageStore;
 use serde_json::{Value, json};
 use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior};
 
+use super::lease::LeaseKeeper;
 use super::machine::{Machine, own_address};
 use super::object::{self, Facts};
 use super::pressure::{Left, Pressure, pressure};
 use crate::config::AgentConfig;
 use crate::deps::Deps;
 use crate::events::Severity;
-use crate::server::link::Link;
 use crate::store::Store;
 
-/// How often the Lease is renewed; it lasts four times as long.
-const RENEW: Duration = Duration::from_secs(10);
-const LEASE_SECONDS: i64 = 40;
+/// How often pressure and addresses are looked at.
+const LOOK: Duration = Duration::from_secs(10);
+/// How long a request may take: meanwhile nobody looks at pressure.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How often the status is told without a change. The Lease says that we live, so this only freshens the conditions'
 /// heartbeat times; each report is a write to the server's disk (44 KiB of flash with the file system's journal).
 const REPORT: Duration = Duration::from_secs(1800);
@@ -35,7 +37,6 @@ pub struct NodeKeeper {
     /// What pods are told of the node; its addresses change when the machine's do.
     pub deps: Arc<Deps>,
     pub client: Client,
-    pub link: Link,
     pub store: Store,
     pub images: ImageStore,
     /// The pod ranges that the server assigned.
@@ -56,83 +57,113 @@ impl NodeKeeper {
 
     /// Never ends.
     pub async fn run(mut self) {
-        let mut failures = 0;
-        let mut told = loop {
-            match self.register().await {
-                Ok(status) => break status,
-                Err(error) => {
-                    if failures == 0 {
-                        tracing::warn!(%error, "cannot register this node; going on without the server and trying again");
-                    }
-                    failures += 1;
-                    // Not by the link: registering may be what the server waits for.
-                    tokio::time::sleep(amphipod_api::reflector::Backoff::default().delay(failures))
-                        .await;
-                }
-            }
-        };
-        self.deps
-            .events
-            .node(Severity::Normal, "Starting", "Starting kubelet.".into());
         let mut reflector = Reflector::spawn(
             self.client.clone(),
             self.target(),
             ReflectorConfig::default(),
         );
-        let mut told_at: Option<Instant> = None;
+        let mut lease = LeaseKeeper::new(
+            self.client.clone(),
+            self.config.node_name.clone(),
+            self.config.node_lease_seconds,
+        );
+        let mut report = Report::default();
         let mut short = Pressure::default();
-        let mut tick = tokio::time::interval(RENEW);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let lease = self.lease_target();
+        let mut look = tokio::time::interval(LOOK);
+        let mut beat = tokio::time::interval(lease.interval());
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let retry = report.retry;
             tokio::select! {
-                _ = tick.tick() => {
+                _ = look.tick() => {
                     short = pressure(&Left::look(&self.config.data_dir), &self.config.eviction);
                     let _ = self.pressure.try_send(short);
                     self.look_at_addresses().await;
-                    if self.link.connected() || told_at.is_none() {
-                        self.renew(&lease).await;
-                    }
                 }
+                // Also while the server is away: this is how we notice first that it is back.
+                _ = beat.tick() => lease.renew(),
                 Some(event) = reflector.next() => match event {
-                    Event::Applied(node) => self.learn(&node).await,
+                    Event::Applied(node) => {
+                        self.learn(&node).await;
+                        report.hear(&node, false);
+                    }
+                    // Revisions may have been lost, also those of a server that was restored from a backup.
                     Event::Restarted(all) => match all.first() {
-                        Some(node) => self.learn(node).await,
-                        None => told_at = self.again().await,
+                        Some(node) => {
+                            self.learn(node).await;
+                            report.hear(node, true);
+                        }
+                        None => report.known = None,
                     },
                     // Somebody removed our object: a node that lives registers again.
-                    Event::Deleted(_) => told_at = self.again().await,
+                    Event::Deleted(_) => report.known = None,
                 },
                 Ok(()) = self.network_trouble.changed() => {}
                 () = self.dirty.notified() => {}
+                () = self.client.answers_again() => report.retry = None,
+                () = sleep_until(retry), if retry.is_some() => report.retry = None,
             }
-            let now = jiff::Timestamp::now();
-            let status = object::status(&self.facts(short, now), &told);
-            let due = told_at.is_none_or(|at| at.elapsed() >= REPORT);
-            if due || object::differs(&told, &status) {
-                if !self.link.connected() && told_at.is_some() {
-                    continue;
-                }
-                let patch = json!({"status": status});
-                match self
-                    .client
-                    .patch(
-                        &self.target().subresource("status"),
-                        PatchType::Merge,
-                        &patch,
-                    )
-                    .await
-                {
-                    Ok(_) => {
-                        self.tell_changes(&told, &status);
-                        told = status;
-                        told_at = Some(Instant::now());
-                    }
-                    Err(error) => {
-                        tracing::debug!(%error, "the node's status was not heard; it is told again at the next tick")
-                    }
-                }
+            if report.retry.is_some() {
+                continue;
             }
+            match tokio::time::timeout(PATIENCE, self.tell(&mut report, short)).await {
+                Ok(Ok(())) => report.failures = 0,
+                Ok(Err(error)) => {
+                    if report.failures == 0 {
+                        tracing::warn!(%error, "the server did not hear this node's status; going on without it and trying again");
+                    }
+                    report.fail();
+                }
+                Err(_) => report.fail(),
+            }
+        }
+    }
+
+    /// Tells what the server does not know, and every now and then all.
+    async fn tell(&self, report: &mut Report, short: Pressure) -> Result<(), ClientError> {
+        if report.known.is_none() {
+            let node = self.register().await?;
+            report.hear(&node, true);
+            if !std::mem::replace(&mut report.begun, true) {
+                let events = &self.deps.events;
+                events.node(Severity::Normal, "Starting", "Starting kubelet.".into());
+            }
+        }
+        let Some(known) = &report.known else {
+            return Ok(());
+        };
+        let now = jiff::Timestamp::now();
+        let status = object::status(&self.facts(short, now), &known.status);
+        let due = report.told_at.is_none_or(|at| at.elapsed() >= REPORT);
+        if !due && known.is_told(&status) {
+            return Ok(());
+        }
+        let Some(changed) = object::patch(&known.status, &status, due) else {
+            return Ok(());
+        };
+        let target = self.target().subresource("status");
+        let patch = json!({"status": changed});
+        match self
+            .client
+            .patch(&target, PatchType::StrategicMerge, &patch)
+            .await
+        {
+            Ok(node) => {
+                self.tell_changes(&known.status, &status);
+                report.hear(&node, true);
+                if let Some(known) = &mut report.known {
+                    known.told = Some(status);
+                }
+                report.told_at = Some(Instant::now());
+                Ok(())
+            }
+            // Registered anew at the next occasion.
+            Err(error) if error.is_not_found() => {
+                report.known = None;
+                Err(error)
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -196,8 +227,8 @@ impl NodeKeeper {
         }
     }
 
-    /// Makes sure that the object exists and has our labels; its present status.
-    async fn register(&self) -> Result<Value, amphipod_api::ClientError> {
+    /// Makes sure that the object exists and has our labels; the object as it is now.
+    async fn register(&self) -> Result<Value, ClientError> {
         let mut wanted = object::node(&self.machine, &self.config);
         let now = jiff::Timestamp::now();
         wanted["status"] = object::status(&self.facts(Pressure::default(), now), &Value::Null);
@@ -224,14 +255,7 @@ impl NodeKeeper {
             Err(e) => return Err(e),
         };
         self.learn(&node).await;
-        Ok(node["status"].clone())
-    }
-
-    async fn again(&self) -> Option<Instant> {
-        if let Err(error) = self.register().await {
-            tracing::warn!(%error, "this node's object was removed and could not be made again");
-        }
-        None
+        Ok(node)
     }
 
     /// Takes in what the server says of us, and keeps it for the next start without a server.
@@ -264,37 +288,108 @@ impl NodeKeeper {
             let _ = self.store.put_fact("nodeLabels", stored).await;
         }
     }
+}
 
-    fn lease_target(&self) -> Target {
-        Target::new("coordination.k8s.io", "v1", "leases")
-            .namespace("kube-node-lease")
-            .name(&self.config.node_name)
+/// What the server knows of us, and when to tell it more.
+#[derive(Default)]
+struct Report {
+    /// `None`: our object is not there, or nothing is known of it.
+    known: Option<Known>,
+    /// This process has registered before.
+    begun: bool,
+    /// When the status was told last.
+    told_at: Option<Instant>,
+    /// Not before then.
+    retry: Option<Instant>,
+    failures: u32,
+}
+
+/// Our object as the server was last seen to have it.
+struct Known {
+    revision: u64,
+    status: Value,
+    /// What we said to make it so. The server may store some of that in other words, which is no reason to say it again.
+    told: Option<Value>,
+}
+
+impl Known {
+    fn is_told(&self, status: &Value) -> bool {
+        match &self.told {
+            Some(told) => object::patch(told, status, false).is_none(),
+            None => object::patch(&self.status, status, false).is_none(),
+        }
+    }
+}
+
+impl Report {
+    /// The server has this. `now`: it answered so; else an older revision is an echo from before.
+    fn hear(&mut self, node: &Value, now: bool) {
+        let revision = meta::resource_version(node).parse().unwrap_or(0);
+        if !now
+            && self
+                .known
+                .as_ref()
+                .is_some_and(|known| known.revision >= revision)
+        {
+            return;
+        }
+        self.known = Some(Known {
+            revision,
+            status: node["status"].clone(),
+            told: None,
+        });
     }
 
-    async fn renew(&self, target: &Target) {
-        let now = amphipod_api::time::format_micro_time(jiff::Timestamp::now());
-        let spec = json!({"holderIdentity": self.config.node_name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": now});
-        let renewed = self
-            .client
-            .patch(target, PatchType::Merge, &json!({"spec": spec}))
-            .await;
-        if renewed.is_err_and(|e| e.is_not_found()) {
-            let mut collection = target.clone();
-            collection.name = None;
-            let name = &self.config.node_name;
-            let uid = match self.client.get(&self.target()).await {
-                Ok(node) => meta::uid(&node).to_string(),
-                Err(_) => return,
-            };
-            let lease = json!({
-                "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
-                "metadata": {"name": name, "namespace": "kube-node-lease",
-                    "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": name, "uid": uid}]},
-                "spec": spec,
-            });
-            if let Err(error) = self.client.create(&collection, &lease).await {
-                tracing::warn!(%error, "cannot make this node's Lease; without it the node is soon taken for dead");
-            }
-        }
+    fn fail(&mut self) {
+        let pause = Backoff::default().delay(self.failures);
+        self.failures = self.failures.saturating_add(1);
+        self.retry = Some(Instant::now() + pause);
+    }
+}
+
+async fn sleep_until(when: Option<Instant>) {
+    match when {
+        Some(when) => tokio::time::sleep_until(when).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn node(revision: &str, ready: &str) -> Value {
+        json!({"metadata": {"resourceVersion": revision},
+            "status": {"conditions": [{"type": "Ready", "status": ready}]}})
+    }
+
+    #[test]
+    fn echoes_of_what_was_told_are_not_taken_for_changes() {
+        let mut report = Report::default();
+        let status = |report: &Report| {
+            let known = report.known.as_ref().unwrap();
+            known.status["conditions"][0]["status"].clone()
+        };
+        report.hear(&node("7", "True"), true);
+        report.hear(&node("5", "Unknown"), false);
+        assert_eq!(status(&report), "True");
+        report.hear(&node("9", "Unknown"), false);
+        assert_eq!(status(&report), "Unknown");
+        report.hear(&node("3", "True"), true);
+        assert_eq!(status(&report), "True", "a restored server begins lower");
+    }
+
+    #[test]
+    fn what_the_server_stores_in_other_words_is_told_once() {
+        let said = json!({"nodeInfo": {"kubeProxyVersion": ""}});
+        let mut known = Known {
+            revision: 1,
+            status: json!({"nodeInfo": {}}),
+            told: None,
+        };
+        assert!(!known.is_told(&said));
+        known.told = Some(said.clone());
+        assert!(known.is_told(&said));
     }
 }

@@ -254,18 +254,55 @@ pub fn event_reason(kind: &str, state: bool) -> &'static str {
     }
 }
 
-/// Whether two statuses differ in more than heartbeat times.
-pub fn differs(a: &Value, b: &Value) -> bool {
-    let bare = |v: &Value| {
-        let mut v = v.clone();
-        for c in v["conditions"].as_array_mut().into_iter().flatten() {
-            if let Some(c) = c.as_object_mut() {
-                c.remove("lastHeartbeatTime");
-            }
+/// What to tell a server that has `theirs` so that it has `ours`: a strategic merge patch of the status, `None` if nothing. Heartbeat
+/// times are no news by themselves; with `due` all conditions are told. What others have put there (conditions and resources of
+/// other programs) stays.
+pub fn patch(theirs: &Value, ours: &Value, due: bool) -> Option<Map<String, Value>> {
+    let mut patch = Map::new();
+    for (field, value) in ours.as_object().into_iter().flatten() {
+        let theirs = &theirs[field];
+        let same = match field.as_str() {
+            "conditions" => !due && conditions_hold(theirs, value),
+            _ => holds(theirs, value),
+        };
+        if same {
+            continue;
         }
-        v
-    };
-    bare(a) != bare(b)
+        let mut value = value.clone();
+        // Addresses would be merged by type, and a node may have two of a type.
+        if let ("addresses", Value::Array(list)) = (field.as_str(), &mut value) {
+            list.insert(0, json!({"$patch": "replace"}));
+        }
+        patch.insert(field.clone(), value);
+    }
+    (!patch.is_empty()).then_some(patch)
+}
+
+/// Whether all of our conditions are among theirs, whatever the heartbeat times.
+fn conditions_hold(theirs: &Value, ours: &Value) -> bool {
+    let theirs = theirs.as_array().map_or(&[][..], Vec::as_slice);
+    ours.as_array().into_iter().flatten().all(|our| {
+        let same = theirs.iter().find(|their| their["type"] == our["type"]);
+        let fields = || our.as_object().into_iter().flatten();
+        same.is_some_and(|their| {
+            fields().all(|(name, value)| name == "lastHeartbeatTime" || their[name] == *value)
+        })
+    })
+}
+
+/// Whether theirs says all that ours does. Quantities may be written in other ways.
+fn holds(theirs: &Value, ours: &Value) -> bool {
+    match (theirs, ours) {
+        (Value::Object(theirs), Value::Object(ours)) => ours
+            .iter()
+            .all(|(name, our)| theirs.get(name).is_some_and(|their| holds(their, our))),
+        (Value::String(their), Value::String(our)) if their != our => {
+            matches!((their.parse::<Quantity>(), our.parse::<Quantity>()), (Ok(their), Ok(our)) if their == our)
+        }
+        // A list that is empty is as good as none.
+        (Value::Null, Value::Array(ours)) => ours.is_empty(),
+        _ => theirs == ours,
+    }
 }
 
 #[cfg(test)]
@@ -342,16 +379,41 @@ mod tests {
         let (m, c) = (machine(), config());
         let one = status(&facts(&m, &c, None, 0), &Value::Null);
         let two = status(&facts(&m, &c, None, 60), &one);
-        assert!(!differs(&one, &two));
+        assert_eq!(patch(&one, &two, false), None);
+        let beat = patch(&one, &two, true).unwrap();
+        assert_eq!(beat.keys().collect::<Vec<_>>(), ["conditions"]);
         assert_eq!(
             two["conditions"][3]["lastTransitionTime"],
             "1970-01-01T00:00:00Z"
         );
         let three = status(&facts(&m, &c, Some("x".into()), 120), &two);
-        assert!(differs(&two, &three));
+        assert!(patch(&two, &three, false).is_some());
         assert_eq!(
             three["conditions"][3]["lastTransitionTime"],
             "1970-01-01T00:02:00Z"
         );
+    }
+
+    #[test]
+    fn a_server_that_believes_something_else_is_told_and_what_others_said_stays() {
+        let (m, c) = (machine(), config());
+        let ours = status(&facts(&m, &c, None, 0), &Value::Null);
+        let mut theirs = ours.clone();
+        theirs["capacity"]["example.com/dongle"] = "4".into();
+        theirs["capacity"]["memory"] = "1Gi".into();
+        theirs["phase"] = "Running".into();
+        let others = json!({"type": "NetworkUnavailable", "status": "False"});
+        theirs["conditions"].as_array_mut().unwrap().push(others);
+        theirs.as_object_mut().unwrap().remove("images");
+        assert_eq!(patch(&theirs, &ours, false), None);
+        theirs["conditions"][3]["status"] = "Unknown".into();
+        let told = patch(&theirs, &ours, false).unwrap();
+        assert_eq!(told.keys().collect::<Vec<_>>(), ["conditions"]);
+        theirs["addresses"] = json!([{"type": "InternalIP", "address": "10.0.0.9"}]);
+        let told = patch(&theirs, &ours, false).unwrap();
+        let addresses = told["addresses"].as_array().unwrap();
+        assert_eq!(addresses[0], json!({"$patch": "replace"}));
+        assert_eq!(addresses[1]["type"], "Hostname");
+        assert!(patch(&Value::Null, &ours, false).is_some());
     }
 }

@@ -9,6 +9,7 @@ pub use target::{List, ListParams, Target, WatchParams};
 pub use watch::{WatchEvent, is_initial_events_end};
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use http::{HeaderValue, Method, header};
 use serde_json::Value;
+use tokio::sync::Notify;
 
 use crate::meta;
 use crate::patch::PatchType;
@@ -89,6 +91,10 @@ struct Inner {
     timeout: Duration,
     /// Replaced when the identity is.
     session: RwLock<Session>,
+    /// The last request got no answer.
+    silent: AtomicBool,
+    /// Tells when there are answers again.
+    answers: Notify,
 }
 
 #[derive(Clone)]
@@ -108,6 +114,8 @@ impl Client {
                 user_agent: config.user_agent,
                 timeout: config.timeout,
                 session: RwLock::new(session),
+                silent: AtomicBool::new(false),
+                answers: Notify::new(),
             }),
         })
     }
@@ -121,6 +129,12 @@ impl Client {
             .write()
             .unwrap_or_else(|e| e.into_inner()) = session;
         Ok(())
+    }
+
+    /// Returns when the server answers somebody after requests that it did not answer: who waits before trying again need not
+    /// wait longer.
+    pub async fn answers_again(&self) {
+        self.inner.answers.notified().await;
     }
 
     /// The server's URL.
@@ -338,7 +352,12 @@ impl Client {
         if let Some((kind, bytes)) = body {
             request = request.header(header::CONTENT_TYPE, kind).body(bytes);
         }
-        let response = request.send().await.map_err(ClientError::Transport)?;
+        let sent = request.send().await;
+        let was_silent = self.inner.silent.swap(sent.is_err(), Ordering::Relaxed);
+        let response = sent.map_err(ClientError::Transport)?;
+        if was_silent {
+            self.inner.answers.notify_waiters();
+        }
         if response.status().is_success() {
             return Ok(response);
         }
@@ -366,6 +385,9 @@ impl Session {
             .tcp_keepalive(Duration::from_secs(30))
             .tcp_keepalive_interval(Duration::from_secs(10))
             .tcp_keepalive_retries(3)
+            // So do those of requests; else the kernel would go on with a connection of before an outage for a quarter of an hour,
+            // and would send again less and less often, also after the outage.
+            .tcp_user_timeout(Duration::from_secs(30))
             .pool_max_idle_per_host(2)
             .build()
             .map_err(|e| ClientError::Config(error::chain(&e)))?;

@@ -66,6 +66,15 @@ pub struct ServerArgs {
     /// DNS suffix of the services
     #[arg(long, default_value = "cluster.local")]
     pub cluster_domain: String,
+    /// How long a node may be silent before it is taken for lost; agents renew their Lease four times in theirs
+    #[arg(long, default_value = "40s", value_name = "TIME", value_parser = period)]
+    pub node_monitor_grace_period: Duration,
+    /// How long pods stay on a node that is not ready, if they do not say so themselves
+    #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = clap::value_parser!(i64).range(0..))]
+    pub default_not_ready_toleration_seconds: i64,
+    /// How long pods stay on a node that is not heard of, if they do not say so themselves
+    #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = clap::value_parser!(i64).range(0..))]
+    pub default_unreachable_toleration_seconds: i64,
     /// Where to write the administrator's kubeconfig
     #[arg(long, default_value = "/etc/amphipod/kubeconfig", value_name = "FILE")]
     pub write_kubeconfig: PathBuf,
@@ -165,6 +174,15 @@ fn lifetime(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs(u64::from(number) * unit))
 }
 
+/// As [`lifetime`], but not 0.
+#[cfg(feature = "server")]
+fn period(text: &str) -> Result<Duration, String> {
+    match lifetime(text)? {
+        Duration::ZERO => Err("0 is too short".to_owned()),
+        period => Ok(period),
+    }
+}
+
 /// What server and agent boxes have in common.
 #[derive(Debug, Args)]
 pub struct NodeArgs {
@@ -191,6 +209,9 @@ pub struct NodeArgs {
     #[cfg(feature = "agent")]
     #[arg(long, default_value = "auto", value_name = "KIND")]
     pub overlay: amphipod_agent::Overlay,
+    /// How long the node's Lease lasts; it is renewed four times in that time. Not longer than the server's --node-monitor-grace-period
+    #[arg(long, default_value_t = 40, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub node_lease_duration_seconds: u32,
     /// A label for the node, KEY=VALUE; may be given several times
     #[arg(long = "node-label", value_name = "KEY=VALUE")]
     pub node_labels: Vec<String>,

@@ -104,6 +104,11 @@ async fn server(args: crate::cli::ServerArgs) -> Result<()> {
         cluster_domain: args.cluster_domain.clone(),
         extra_sans: args.tls_sans.clone(),
         node_name: Some(node_name.clone()),
+        node_monitor_grace: args.node_monitor_grace_period,
+        default_tolerations: amphipod_server::DefaultTolerations {
+            not_ready: args.default_not_ready_toleration_seconds,
+            unreachable: args.default_unreachable_toleration_seconds,
+        },
         ..Default::default()
     })
     .await
@@ -225,6 +230,7 @@ fn agent_config(
     let mut config = amphipod_agent::AgentConfig::new(node_name, server_url, credentials);
     config.data_dir = node.data_dir.join("agent");
     config.node_ip = node.node_ip;
+    config.node_lease_seconds = node.node_lease_duration_seconds;
     // By its path, which is also its name in the image `amphipod.local/hello`. After an upgrade in place the path is the new binary.
     config.helper_exe = std::env::current_exe().context("finding the path of this program")?;
     config.overlay = node.overlay;

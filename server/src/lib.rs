@@ -28,6 +28,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+pub use crate::admission::DefaultTolerations;
 use crate::auth::Authorizer;
 use crate::auth::authn::{CertificateUser, TokenAuthenticator};
 use crate::auth::removed::RemovedNodes;
@@ -65,6 +66,11 @@ pub struct ServerConfig {
     pub extra_sans: Vec<String>,
     /// The name of this box, put into the serving certificate. `None`: the kernel's host name.
     pub node_name: Option<String>,
+    /// How long a node may be silent before its conditions are Unknown (kube-controller-manager's `--node-monitor-grace-period`).
+    /// Agents renew their Lease four times in 40 s if not told otherwise.
+    pub node_monitor_grace: Duration,
+    /// How long pods that do not say so themselves stay on a node that is not well.
+    pub default_tolerations: DefaultTolerations,
     /// Start the scheduler and the controllers. Off for tests of the API alone.
     pub run_controllers: bool,
 }
@@ -81,6 +87,8 @@ impl Default for ServerConfig {
             cluster_domain: "cluster.local".to_owned(),
             extra_sans: Vec::new(),
             node_name: None,
+            node_monitor_grace: Duration::from_secs(40),
+            default_tolerations: DefaultTolerations::default(),
             run_controllers: true,
         }
     }
@@ -157,7 +165,7 @@ impl Server {
             store.clone(),
             cache.clone(),
             catalog,
-            Arc::new(admission::Chain::standard()),
+            Arc::new(admission::Chain::standard(config.default_tolerations)),
             authorizer.clone(),
             cluster,
         ));
@@ -226,6 +234,7 @@ impl Server {
                 authorizer,
                 cluster_cidrs: config.cluster_cidrs.clone(),
                 own_node: config.node_name.clone(),
+                node_monitor_grace: config.node_monitor_grace,
                 advertise,
             };
             (

@@ -21,7 +21,7 @@ pub use node_restriction::NodeRestriction;
 pub use node_taint::TaintNodesByCondition;
 pub use priority::Priority;
 pub use service_account::ServiceAccount;
-pub use tolerations::DefaultTolerationSeconds;
+pub use tolerations::{DefaultTolerationSeconds, DefaultTolerations};
 
 /// Plugins, one after the other; the first refusal counts.
 pub struct Chain {
@@ -30,7 +30,7 @@ pub struct Chain {
 
 impl Chain {
     /// What every server runs, in upstream's order.
-    pub fn standard() -> Chain {
+    pub fn standard(tolerations: DefaultTolerations) -> Chain {
         Chain {
             plugins: vec![
                 Box::new(NamespaceLifecycle),
@@ -38,7 +38,7 @@ impl Chain {
                 Box::new(NodeRestriction),
                 Box::new(TaintNodesByCondition),
                 Box::new(Priority),
-                Box::new(DefaultTolerationSeconds),
+                Box::new(DefaultTolerationSeconds(tolerations)),
             ],
         }
     }

@@ -72,8 +72,8 @@ fn create(context: &Context, objects: &Objects, object: &mut Value) -> Result<()
         old: None,
         lookup: objects,
     };
-    Chain::standard().admit(&request, object)?;
-    Chain::standard().validate(&request, Some(object))
+    Chain::standard(DefaultTolerations::default()).admit(&request, object)?;
+    Chain::standard(DefaultTolerations::default()).validate(&request, Some(object))
 }
 
 fn message(result: Result<(), Status>) -> String {
@@ -118,7 +118,7 @@ fn the_namespaces_of_the_system_are_not_deleted() {
             old: None,
             lookup: &objects,
         };
-        Chain::standard().validate(&request, None)
+        Chain::standard(DefaultTolerations::default()).validate(&request, None)
     };
     assert_eq!(
         message(delete("default")),
@@ -249,7 +249,7 @@ fn a_node_touches_only_what_is_its_own() {
     };
     let body = json!({"spec": {"boundObjectRef": {"kind": "Pod", "apiVersion": "v1", "name": "p", "uid": "1"}}});
     assert_eq!(
-        message(Chain::standard().validate(&request, Some(&body))),
+        message(Chain::standard(DefaultTolerations::default()).validate(&request, Some(&body))),
         r#"serviceaccounts "s" is forbidden: node requested token bound to a pod scheduled on a different node"#
     );
 }

@@ -1,4 +1,4 @@
-//! DefaultTolerationSeconds: pods stay on a node that is not ready or unreachable for five minutes.
+//! DefaultTolerationSeconds: pods stay on a node that is not ready or unreachable for a while, five minutes if not told otherwise.
 
 use amphipod_api::Status;
 use amphipod_api::meta::{array_at, child, str_at};
@@ -7,9 +7,23 @@ use serde_json::{Value, json};
 use super::is_about;
 use crate::registry::{Admission, Operation, Request};
 
-const SECONDS: i64 = 300;
+/// Seconds (kube-apiserver's `--default-not-ready-toleration-seconds` and `--default-unreachable-toleration-seconds`).
+#[derive(Clone, Copy, Debug)]
+pub struct DefaultTolerations {
+    pub not_ready: i64,
+    pub unreachable: i64,
+}
 
-pub struct DefaultTolerationSeconds;
+impl Default for DefaultTolerations {
+    fn default() -> Self {
+        DefaultTolerations {
+            not_ready: 300,
+            unreachable: 300,
+        }
+    }
+}
+
+pub struct DefaultTolerationSeconds(pub DefaultTolerations);
 
 impl Admission for DefaultTolerationSeconds {
     fn admit(&self, request: &Request<'_>, pod: &mut Value) -> Result<(), Status> {
@@ -18,9 +32,9 @@ impl Admission for DefaultTolerationSeconds {
         {
             return Ok(());
         }
-        for key in [
-            "node.kubernetes.io/not-ready",
-            "node.kubernetes.io/unreachable",
+        for (key, seconds) in [
+            ("node.kubernetes.io/not-ready", self.0.not_ready),
+            ("node.kubernetes.io/unreachable", self.0.unreachable),
         ] {
             let tolerated = array_at(pod, &["spec", "tolerations"]).iter().any(|t| {
                 matches!(str_at(t, &["key"]), k if k.is_empty() || k == key)
@@ -34,7 +48,7 @@ impl Admission for DefaultTolerationSeconds {
                 .or_insert_with(|| json!([]));
             if let Some(tolerations) = tolerations.as_array_mut() {
                 tolerations.push(json!({
-                    "key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": SECONDS,
+                    "key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds,
                 }));
             }
         }

@@ -58,6 +58,8 @@ pub struct Config {
     pub cluster_cidrs: Vec<String>,
     /// The node of the box that the server runs on.
     pub own_node: Option<String>,
+    /// How long a node may be silent before it is taken for lost.
+    pub node_monitor_grace: Duration,
     /// Where the API is reached: the endpoint of the service `kubernetes`.
     pub advertise: std::net::SocketAddr,
 }

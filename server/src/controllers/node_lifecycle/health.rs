@@ -9,9 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How long a node may be silent; agents renew their Lease four times in that time.
-pub const GRACE: Duration = Duration::from_secs(40);
-/// The same for a node that never told its status.
+/// How long a node may be silent that never told its status.
 pub const STARTUP_GRACE: Duration = Duration::from_secs(60);
 /// A check that is so late was held up.
 const LATE: Duration = Duration::from_secs(2);
@@ -76,6 +74,8 @@ impl Health {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const GRACE: Duration = Duration::from_secs(40);
 
     #[test]
     fn a_node_is_silent_when_nothing_was_heard_for_the_grace_period() {

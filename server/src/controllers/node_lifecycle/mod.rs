@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use self::disruption::Zone;
-use self::health::{GRACE, STARTUP_GRACE, Verdict};
+use self::health::{STARTUP_GRACE, Verdict};
 use super::{Controller, Key, Outcome, Reconciling, Result, Source, Tools, itself};
 use crate::cache::{Event, EventType, Object};
 use crate::events::{Kind, Reference};
@@ -113,7 +113,7 @@ impl NodeLifecycle {
         };
         let mut value = object.value();
         let grace = if meta::condition(&value, "Ready").is_some() {
-            GRACE
+            tools.config.node_monitor_grace
         } else {
             STARTUP_GRACE
         };
@@ -132,7 +132,7 @@ impl NodeLifecycle {
         };
         if taints::health(&value) == taints::Health::Ready || taints::is_evicting(&value) {
             lock(&self.waiting).remove(name);
-            self.set_taints(tools, name, &value, false).await?;
+            Self::set_taints(tools, name, &value, false).await?;
         } else {
             // Before the others are looked at: a change after that finds it here.
             lock(&self.waiting).insert(name.to_owned());
@@ -144,13 +144,7 @@ impl NodeLifecycle {
     }
 
     /// Sets a node's taints to what its conditions ask for. True: its pods are to go.
-    async fn set_taints(
-        &self,
-        tools: &Tools,
-        name: &str,
-        value: &Value,
-        evict: bool,
-    ) -> Result<bool> {
+    async fn set_taints(tools: &Tools, name: &str, value: &Value, evict: bool) -> Result<bool> {
         if !taints::set(&mut value.clone(), evict, Timestamp::now()) {
             return Ok(taints::is_evicting(value));
         }
@@ -175,7 +169,7 @@ impl NodeLifecycle {
         let pace = pace(tools, &zone);
         let next = paces.get(&zone).copied().filter(|next| *next > now);
         let evict = pace.is_some() && next.is_none();
-        let went = self.set_taints(tools, name, value, evict).await?;
+        let went = Self::set_taints(tools, name, value, evict).await?;
         match pace {
             Some(pace) if went => drop(paces.insert(zone, now + pace)),
             _ => {}

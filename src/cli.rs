@@ -75,6 +75,9 @@ pub struct ServerArgs {
     /// How long pods stay on a node that is not heard of, if they do not say so themselves
     #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = clap::value_parser!(i64).range(0..))]
     pub default_unreachable_toleration_seconds: i64,
+    /// How long a client may keep the server waiting: to send a request, between requests, to take an answer or an event
+    #[arg(long, default_value = "60s", value_name = "TIME", value_parser = period)]
+    pub request_timeout: Duration,
     /// Where to write the administrator's kubeconfig
     #[arg(long, default_value = "/etc/amphipod/kubeconfig", value_name = "FILE")]
     pub write_kubeconfig: PathBuf,

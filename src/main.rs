@@ -20,6 +20,7 @@ fn main() -> ExitCode {
     {
         return ExitCode::from(code.clamp(0, 255) as u8);
     }
+    run::give_memory_back();
     let cli = cli::Cli::parse();
     run::log_to_stderr();
     match run::run(cli.command) {

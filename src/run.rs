@@ -21,6 +21,21 @@ pub fn log_to_stderr() {
         .init();
 }
 
+/// Gives memory back when it is free: after a burst of large requests, glibc's allocator would otherwise raise its own thresholds
+/// (mallopt(3), "dynamic mmap threshold") and keep what it once needed.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+pub fn give_memory_back() {
+    // SAFETY: no other thread exists yet; the values are in the ranges that mallopt(3) names.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 256 << 10);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 512 << 10);
+    }
+}
+
+/// Other C libraries return memory by themselves.
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+pub fn give_memory_back() {}
+
 /// Ends at SIGTERM or SIGINT.
 pub fn stop_signal() -> Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate()).context("catching SIGTERM")?;
@@ -109,6 +124,7 @@ async fn server(args: crate::cli::ServerArgs) -> Result<()> {
             not_ready: args.default_not_ready_toleration_seconds,
             unreachable: args.default_unreachable_toleration_seconds,
         },
+        request_timeout: args.request_timeout,
         ..Default::default()
     })
     .await

@@ -38,6 +38,7 @@ use crate::cache::Cache;
 use crate::http::app::{App, PLACES};
 use crate::http::connect::Direct;
 use crate::http::health::Health;
+use crate::http::holding::Budget;
 use crate::http::metrics::Metrics;
 use crate::http::tunnel::{ByTunnel, Tunnels};
 use crate::registry::Registry;
@@ -71,6 +72,9 @@ pub struct ServerConfig {
     pub node_monitor_grace: Duration,
     /// How long pods that do not say so themselves stay on a node that is not well.
     pub default_tolerations: DefaultTolerations,
+    /// How long a client may keep the server waiting: for a request's head and body, between requests, and for what it is
+    /// given to be taken.
+    pub request_timeout: Duration,
     /// Start the scheduler and the controllers. Off for tests of the API alone.
     pub run_controllers: bool,
 }
@@ -89,6 +93,7 @@ impl Default for ServerConfig {
             node_name: None,
             node_monitor_grace: Duration::from_secs(40),
             default_tolerations: DefaultTolerations::default(),
+            request_timeout: Duration::from_secs(60),
             run_controllers: true,
         }
     }
@@ -207,6 +212,10 @@ impl Server {
             health: health(&pki),
             metrics: Metrics::default(),
             places: Semaphore::new(PLACES),
+            bodies: Budget::default(),
+            answers: Budget::default(),
+            writing: Semaphore::new(1),
+            request_timeout: config.request_timeout,
             stop: stop.clone(),
         });
         let tls = amphipod_api::tls::server_config_with(
@@ -222,7 +231,13 @@ impl Server {
                 .map(Arc::new);
             move |request| app.clone().handle(user.clone(), request)
         };
-        let serving = tokio::spawn(http::serve::run(listener, tls.into(), stop.clone(), make));
+        let serving = tokio::spawn(http::serve::run(
+            listener,
+            tls.into(),
+            config.request_timeout,
+            stop.clone(),
+            make,
+        ));
         tokio::spawn(auth::rbac::aggregator::run(registry.clone(), stop.clone()));
         tokio::spawn(registry::expire::events(registry.clone(), stop.clone()));
         tokio::spawn(renew(pki.clone(), stop.clone()));

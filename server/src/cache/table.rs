@@ -297,9 +297,14 @@ impl Table {
         }
     }
 
-    /// Events from sequence number `from` on, at most `limit`; and the revision up to which there are no others if fewer
-    /// than `limit` came.
-    pub(super) fn events(&self, from: u64, limit: usize) -> Result<(Vec<Arc<Event>>, u64), Gone> {
+    /// Events from sequence number `from` on, at most `limit` and no more than about `bytes` of them; and the revision up to
+    /// which there are no others.
+    pub(super) fn events(
+        &self,
+        from: u64,
+        limit: usize,
+        bytes: usize,
+    ) -> Result<(Vec<Arc<Event>>, u64), Gone> {
         let inner = self.read();
         let Some(skip) = from.checked_sub(inner.first) else {
             return Err(Gone {
@@ -308,13 +313,23 @@ impl Table {
             });
         };
         let start = (skip as usize).min(inner.ring.len());
-        let events = inner
+        let mut taken = 0;
+        let events: Vec<_> = inner
             .ring
             .range((Bound::Included(start), Bound::Unbounded))
             .take(limit)
+            .take_while(|event| {
+                let more = taken < bytes;
+                taken += event.size();
+                more
+            })
             .cloned()
             .collect();
-        Ok((events, self.revision_of(&inner)))
+        let reached = match events.last() {
+            Some(last) if start + events.len() < inner.ring.len() => last.revision,
+            _ => self.revision_of(&inner),
+        };
+        Ok((events, reached))
     }
 
     fn revision_of(&self, inner: &Inner) -> u64 {

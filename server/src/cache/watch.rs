@@ -16,8 +16,10 @@ pub struct Watch {
     changed: watch::Receiver<u64>,
 }
 
-/// How many events are handed out at once.
+/// How many events are handed out at once, and about how many bytes: what a watcher that is slow then holds, though they
+/// have left the ring.
 const BATCH: usize = 256;
+const BATCH_BYTES: usize = 128 << 10;
 
 impl Watch {
     pub(super) fn new(
@@ -55,21 +57,21 @@ impl Watch {
     /// # Errors
     /// As [`Watch::next`].
     pub fn try_next(&mut self) -> Result<Vec<Arc<Event>>, Gone> {
-        let (events, revision) = self.table.events(self.next, BATCH).map_err(|gone| Gone {
-            requested: self.seen,
-            ..gone
-        })?;
+        let (events, reached) =
+            self.table
+                .events(self.next, BATCH, BATCH_BYTES)
+                .map_err(|gone| Gone {
+                    requested: self.seen,
+                    ..gone
+                })?;
         self.next += events.len() as u64;
-        self.seen = match events.last() {
-            Some(last) if events.len() == BATCH => last.revision,
-            _ => self.seen.max(revision),
-        };
+        self.seen = self.seen.max(reached);
         Ok(events)
     }
 
     /// The revision that this watch has reached, if it has taken all events there are: a bookmark.
     pub fn idle_revision(&mut self) -> Option<u64> {
-        let (events, revision) = self.table.events(self.next, 1).ok()?;
+        let (events, revision) = self.table.events(self.next, 1, 1).ok()?;
         if !events.is_empty() {
             return None;
         }

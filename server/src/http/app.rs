@@ -14,18 +14,16 @@ use tokio_util::sync::CancellationToken;
 use super::body::Body;
 use super::connect::NodeDialer;
 use super::health::Health;
+use super::holding::{Budget, Held, SMALL};
 use super::metrics::Metrics;
 use super::negotiate::{Form, Offers, accepts_gzip};
 use super::query::Query;
 use super::tunnel::{self, Tunnels};
-use super::{RequestInfo, compress, paths, resource, respond};
+use super::{RequestInfo, compress, paths, request_body, resource, respond};
 use crate::auth::authn::{CertificateUser, Impersonation, TokenAuthenticator, bearer};
 use crate::auth::removed::RemovedNodes;
 use crate::auth::{Attributes, Authorizer, UserInfo};
 use crate::registry::Registry;
-
-/// For requests that do not stream.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 static AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
 
@@ -44,6 +42,13 @@ pub struct App {
     pub metrics: Metrics,
     /// Places for requests that do not stream; who finds none is told to come again.
     pub places: Semaphore,
+    /// Large bodies that are coming, and large answers that are not yet taken.
+    pub bodies: Budget,
+    pub answers: Budget,
+    /// Large answers are written one at a time, so that small ones are not kept waiting.
+    pub writing: Semaphore,
+    /// For a request that does not stream: to come, and then to be worked on.
+    pub request_timeout: Duration,
     /// Ends streams when the server stops.
     pub stop: CancellationToken,
 }
@@ -122,7 +127,20 @@ impl App {
                     .await
             }
         };
-        let mut response = answer.unwrap_or_else(|status| respond::status(fallback, &status));
+        let (mut response, held) = answer
+            .and_then(|mut response| {
+                let holds = response.body().holds();
+                let large = holds > SMALL;
+                // What took long to write was counted before.
+                let before = response.extensions_mut().remove::<Arc<Held>>();
+                let held = match before {
+                    Some(held) => Some(held),
+                    None if large => Some(Arc::new(self.answers.take(holds)?)),
+                    None => None,
+                };
+                Ok((response, held))
+            })
+            .unwrap_or_else(|status| (respond::status(fallback, &status), None));
         response.headers_mut().insert(AUDIT_ID.clone(), audit_id);
         self.metrics
             .request(verb, response.status(), started.elapsed());
@@ -136,10 +154,14 @@ impl App {
             }
             return response;
         }
-        if gzip {
+        let response = if gzip {
             compress::maybe(response)
         } else {
             response
+        };
+        match held {
+            Some(held) => response.map(|body| Body::Counted(Box::new(body), held)),
+            None => response,
         }
     }
 
@@ -173,6 +195,9 @@ impl App {
             return tunnel::serve(&call, node, &mut extensions);
         }
         let app = call.app.clone();
+        // A body that comes slowly takes no place from others.
+        let reading = request_body::read(&call.headers, body, &app.bodies);
+        let (body, _held) = within(app.request_timeout, reading).await?;
         let Ok(_place) = app.places.try_acquire() else {
             return Err(Status::too_many_requests(
                 "Too many requests, please try again later.",
@@ -186,13 +211,7 @@ impl App {
                 paths::serve(call).await
             }
         };
-        match tokio::time::timeout(REQUEST_TIMEOUT, work).await {
-            Ok(answer) => answer,
-            Err(_) => Err(Status::timeout(
-                "request did not complete within requested timeout - context deadline exceeded",
-                0,
-            )),
-        }
+        within(app.request_timeout, work).await
     }
 
     fn authenticate(
@@ -232,6 +251,23 @@ impl App {
             }
             Err(why) => Err(Status::internal_error(why)),
         }
+    }
+}
+
+/// What is done in time.
+///
+/// # Errors
+/// Its own, and 504.
+async fn within<T>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, Status>>,
+) -> Result<T, Status> {
+    match tokio::time::timeout(limit, work).await {
+        Ok(done) => done,
+        Err(_) => Err(Status::timeout(
+            "request did not complete within requested timeout - context deadline exceeded",
+            0,
+        )),
     }
 }
 

@@ -3,15 +3,19 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::Stream;
 use http_body::{Frame, SizeHint};
 
-/// Small buffers of a list are gathered into frames of about this size: large enough to make TLS records of full
-/// size, small enough that a client that does not read holds little.
-const FRAME: usize = 64 << 10;
+use super::holding::Held;
+use super::patience::body_asked;
+
+/// Small buffers of a list are gathered into frames of about this size, and larger ones are cut: large enough to make TLS
+/// records of full size, small enough that a client that does not read holds little.
+const FRAME: usize = 32 << 10;
 
 /// A response body. None can fail: what can go wrong is told in the status line, or by ending early.
 pub enum Body {
@@ -22,6 +26,8 @@ pub enum Body {
     Stream(Pin<Box<dyn Stream<Item = Bytes> + Send>>),
     /// Bytes of another server, passed on.
     Proxied(hyper::body::Incoming),
+    /// A large one, counted among what clients make us hold until it was taken.
+    Counted(Box<Body>, Arc<Held>),
 }
 
 impl Body {
@@ -39,6 +45,16 @@ impl Body {
             Body::Full(bytes) => Some(bytes.len() as u64),
             Body::Chunks(_, length) => Some(*length),
             Body::Stream(_) | Body::Proxied(_) => None,
+            Body::Counted(inner, _) => inner.length(),
+        }
+    }
+
+    /// The bytes of memory that this body holds for its client alone. Pieces of a list are the cache's.
+    pub fn holds(&self) -> u64 {
+        match self {
+            Body::Full(bytes) => bytes.len() as u64,
+            Body::Chunks(chunks, _) => (chunks.len() * size_of::<Bytes>()) as u64,
+            Body::Empty | Body::Stream(_) | Body::Proxied(_) | Body::Counted(..) => 0,
         }
     }
 }
@@ -67,11 +83,24 @@ impl From<Bytes> for Body {
     }
 }
 
-/// Takes buffers from the front: one large one as it is, or small ones copied together.
+/// A buffer that may travel as it is, or a copy of its beginning, so that what waits in the connection does not hold the
+/// whole of it.
+pub fn cut(buffer: &mut Bytes) -> Bytes {
+    if buffer.len() <= FRAME + FRAME / 2 {
+        return std::mem::take(buffer);
+    }
+    Bytes::copy_from_slice(&buffer.split_to(FRAME))
+}
+
+/// Takes buffers from the front: part of a large one, a medium one as it is, or small ones copied together.
 fn gather(chunks: &mut VecDeque<Bytes>) -> Option<Bytes> {
-    let first = chunks.pop_front()?;
+    let mut first = chunks.pop_front()?;
     if first.len() >= FRAME / 2 || chunks.is_empty() {
-        return Some(first);
+        let frame = cut(&mut first);
+        if !first.is_empty() {
+            chunks.push_front(first);
+        }
+        return Some(frame);
     }
     let mut frame = BytesMut::with_capacity(FRAME);
     frame.extend_from_slice(&first);
@@ -97,9 +126,11 @@ impl http_body::Body for Body {
         let next = match this {
             Body::Empty => None,
             Body::Full(bytes) => {
-                let bytes = std::mem::take(bytes);
-                *this = Body::Empty;
-                (!bytes.is_empty()).then_some(bytes)
+                let frame = cut(bytes);
+                if bytes.is_empty() {
+                    *this = Body::Empty;
+                }
+                (!frame.is_empty()).then_some(frame)
             }
             Body::Chunks(chunks, left) => {
                 let frame = gather(chunks);
@@ -107,9 +138,13 @@ impl http_body::Body for Body {
                 frame
             }
             Body::Stream(stream) => match stream.as_mut().poll_next(cx) {
-                Poll::Pending => return Poll::Pending,
+                Poll::Pending => {
+                    body_asked(false);
+                    return Poll::Pending;
+                }
                 Poll::Ready(next) => next,
             },
+            Body::Counted(inner, _) => return Pin::new(&mut **inner).poll_frame(cx),
             Body::Proxied(incoming) => {
                 return match Pin::new(incoming).poll_frame(cx) {
                     Poll::Pending => Poll::Pending,
@@ -123,6 +158,7 @@ impl http_body::Body for Body {
                 };
             }
         };
+        body_asked(next.is_some());
         Poll::Ready(next.map(|bytes| Ok(Frame::data(bytes))))
     }
 
@@ -133,6 +169,7 @@ impl http_body::Body for Body {
             Body::Chunks(chunks, _) => chunks.is_empty(),
             Body::Stream(_) => false,
             Body::Proxied(incoming) => incoming.is_end_stream(),
+            Body::Counted(inner, _) => inner.is_end_stream(),
         }
     }
 
@@ -149,15 +186,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn small_buffers_travel_together_and_large_ones_alone() {
+    fn small_buffers_travel_together_medium_ones_alone_and_large_ones_in_parts() {
         let small = Bytes::from(vec![b'a'; 1000]);
-        let large = Bytes::from(vec![b'b'; FRAME * 2]);
-        let mut chunks: VecDeque<Bytes> =
-            [small.clone(), small.clone(), large.clone(), small.clone()].into();
+        let large = Bytes::from(vec![b'b'; FRAME]);
+        let huge = Bytes::from(vec![b'c'; FRAME * 2]);
+        let mut chunks: VecDeque<Bytes> = [small.clone(), small.clone(), large, huge, small].into();
         let mut sizes = Vec::new();
         while let Some(frame) = gather(&mut chunks) {
             sizes.push(frame.len());
         }
-        assert_eq!(sizes, [2000, FRAME * 2, 1000]);
+        assert_eq!(sizes, [2000, FRAME, FRAME, FRAME, 1000]);
     }
 }

@@ -12,6 +12,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use serde_json::Value;
 
+use super::holding::{Budget, Held, SMALL};
 use super::protobuf;
 use crate::registry::Input;
 use crate::resources::{Catalog, kinds};
@@ -47,41 +48,67 @@ pub fn syntax(headers: &HeaderMap) -> Result<Syntax, Status> {
     }
 }
 
-/// The whole body.
+/// The whole body, and its part of the budget.
 ///
 /// # Errors
-/// 413 if it is too large, 400 if the client hangs up.
-pub async fn read(headers: &HeaderMap, body: Incoming) -> Result<Bytes, Status> {
+/// 413 if it is too large, at once if its length was declared; 429 if too many large ones are coming; 400 if the client
+/// hangs up.
+pub async fn read(
+    headers: &HeaderMap,
+    body: Incoming,
+    budget: &Budget,
+) -> Result<(Bytes, Option<Held>), Status> {
     if headers
         .get(CONTENT_ENCODING)
         .is_some_and(|e| e != "identity")
     {
         return Err(Status::unsupported_media_type(READABLE));
     }
+    let too_large = || Status::request_entity_too_large(format!("limit is {LIMIT}"));
     let mut body = body;
+    if body.size_hint().lower() > LIMIT as u64 {
+        tokio::spawn(drain(body));
+        return Err(too_large());
+    }
     let mut whole = BytesMut::new();
+    let mut held: Option<Held> = None;
+    let mut counted = SMALL as usize;
     while let Some(frame) = body.frame().await {
         let frame =
             frame.map_err(|error| Status::bad_request(format!("reading the body: {error}")))?;
         let Ok(data) = frame.into_data() else {
             continue;
         };
-        if whole.len() + data.len() > LIMIT {
-            drain(body).await;
-            return Err(Status::request_entity_too_large(format!(
-                "limit is {LIMIT}"
-            )));
+        let length = whole.len() + data.len();
+        if length > LIMIT {
+            tokio::spawn(drain(body));
+            return Err(too_large());
+        }
+        if length > counted {
+            // In steps, for a vector grows by doubling.
+            let step = length.max(2 * whole.len()).min(LIMIT) - counted;
+            match budget.take(step as u64) {
+                Ok(more) => match &mut held {
+                    Some(held) => held.join(more),
+                    None => held = Some(more),
+                },
+                Err(status) => {
+                    tokio::spawn(drain(body));
+                    return Err(status);
+                }
+            }
+            counted += step;
         }
         if whole.is_empty() && body.is_end_stream() {
             // Most bodies come in one piece.
-            return Ok(data);
+            return Ok((data, held));
         }
         whole.extend_from_slice(&data);
     }
-    Ok(whole.freeze())
+    Ok((whole.freeze(), held))
 }
 
-/// Throws away what is still coming, within reason: a client that is cut off while it sends never reads the answer.
+/// Throws away what is still coming, within reason, beside the answer: a client that is cut off while it sends never reads it.
 async fn drain(mut body: Incoming) {
     const MOST: usize = 64 << 20;
     const PATIENCE: Duration = Duration::from_secs(5);
@@ -100,14 +127,9 @@ async fn drain(mut body: Incoming) {
 /// The body as an object for the registry.
 ///
 /// # Errors
-/// As [`syntax`] and [`read`], and 400 for protobuf that is none.
-pub async fn input(
-    headers: &HeaderMap,
-    body: Incoming,
-    catalog: &Catalog,
-) -> Result<Input, Status> {
+/// As [`syntax`], and 400 for protobuf that is none.
+pub fn input(headers: &HeaderMap, bytes: Bytes, catalog: &Catalog) -> Result<Input, Status> {
     let syntax = syntax(headers)?;
-    let bytes = read(headers, body).await?;
     Ok(match syntax {
         Syntax::Json => Input::Json(bytes),
         Syntax::Yaml => Input::Yaml(bytes),
@@ -144,14 +166,13 @@ fn from_protobuf(bytes: &[u8], catalog: &Catalog) -> Result<Bytes, Status> {
 ///
 /// # Errors
 /// As [`input`], and 400 for what is neither JSON nor YAML.
-pub async fn value(
+pub fn value(
     headers: &HeaderMap,
-    body: Incoming,
+    mut bytes: Bytes,
     kind: &str,
     catalog: &Catalog,
 ) -> Result<Value, Status> {
     let syntax = syntax(headers)?;
-    let mut bytes = read(headers, body).await?;
     if bytes.is_empty() {
         return Ok(Value::Null);
     }

@@ -119,7 +119,7 @@ pub async fn serve_long(call: Call, mut extensions: http::Extensions, body: Inco
 ///
 /// # Errors
 /// Whatever is refused.
-pub async fn serve(call: Call, body: Incoming) -> Answer {
+pub async fn serve(call: Call, body: Bytes) -> Answer {
     let descriptor = descriptor(&call)?;
     if !call.info.subresource.is_empty() {
         return part(&call, descriptor, body).await;
@@ -149,7 +149,7 @@ fn subresource<'a>(
 }
 
 /// A subresource that is not a stream.
-async fn part(call: &Call, descriptor: Arc<Descriptor>, body: Incoming) -> Answer {
+async fn part(call: &Call, descriptor: Arc<Descriptor>, body: Bytes) -> Answer {
     let found = subresource(&descriptor, &call.info.subresource)?;
     let (what, verbs): (SubresourceKind, Verbs) = (found.what.clone(), found.verbs);
     let allowed = |verb| verbs.contains(verb);
@@ -158,8 +158,7 @@ async fn part(call: &Call, descriptor: Arc<Descriptor>, body: Incoming) -> Answe
         (SubresourceKind::Binding, "create") => {
             let cx = write_context(call, descriptor, "CreateOptions")?;
             let binding =
-                request_body::value(&call.headers, body, "Binding", call.app.registry.catalog())
-                    .await?;
+                request_body::value(&call.headers, body, "Binding", call.app.registry.catalog())?;
             let status = call
                 .app
                 .registry
@@ -170,8 +169,7 @@ async fn part(call: &Call, descriptor: Arc<Descriptor>, body: Incoming) -> Answe
         (SubresourceKind::Eviction, "create") => {
             let cx = write_context(call, descriptor, "CreateOptions")?;
             let eviction =
-                request_body::value(&call.headers, body, "Eviction", call.app.registry.catalog())
-                    .await?;
+                request_body::value(&call.headers, body, "Eviction", call.app.registry.catalog())?;
             let status = call
                 .app
                 .registry
@@ -185,8 +183,7 @@ async fn part(call: &Call, descriptor: Arc<Descriptor>, body: Incoming) -> Answe
                 body,
                 "TokenRequest",
                 call.app.registry.catalog(),
-            )
-            .await?;
+            )?;
             let (namespace, name) = (&call.info.namespace, &call.info.name);
             let dry_run = options::dry_run(&call.query, "CreateOptions")?;
             let app = &call.app;
@@ -236,21 +233,42 @@ async fn list(call: &Call, descriptor: Arc<Descriptor>) -> Answer {
     let options = options::list(&call.query)?;
     let cx = context(call, descriptor);
     let listed = call.app.registry.list(&cx, &options).await?;
-    if form.view == View::Whole {
+    let count = listed.items.len();
+    if form.view == View::Whole && form.encoding == Encoding::Json && !form.pretty {
         return Ok(whole_list(form, listed.chunks(&cx.descriptor)));
     }
-    let viewer = Viewer {
-        descriptor: &cx.descriptor,
-        view: form.view,
-        include,
-        now: Timestamp::now(),
+    let bytes: usize = listed.items.iter().map(|object| object.size()).sum();
+    let write = move || {
+        if form.view == View::Whole {
+            return whole_list(form, listed.chunks(&cx.descriptor));
+        }
+        let viewer = Viewer {
+            descriptor: &cx.descriptor,
+            view: form.view,
+            include,
+            now: Timestamp::now(),
+        };
+        let list = viewer.list(&listed.items, &listed.metadata());
+        respond::json_bytes(StatusCode::OK, form, list)
     };
-    Ok(respond::json_bytes(
-        StatusCode::OK,
-        form,
-        viewer.list(&listed.items, &listed.metadata()),
-    ))
+    if bytes < LONG_TO_WRITE {
+        return Ok(write());
+    }
+    // Tables and metadata are smaller than their objects, most of all when these are large.
+    let held = match (form.view, include) {
+        (View::Whole, _) | (_, IncludeObject::Object) => bytes,
+        _ => bytes.min(count << 10),
+    };
+    let held = Arc::new(call.app.answers.take(held as u64)?);
+    let _turn = call.app.writing.acquire().await;
+    let written = tokio::task::spawn_blocking(write).await;
+    let mut response = written.map_err(|error| Status::internal_error(error.to_string()))?;
+    response.extensions_mut().insert(held);
+    Ok(response)
 }
+
+/// Objects of so many bytes are written for one client beside other work, and one client after the other.
+const LONG_TO_WRITE: usize = 512 << 10;
 
 /// A list as pieces that share the objects' bytes.
 fn whole_list(form: Form, chunks: Vec<Bytes>) -> Response<Body> {
@@ -260,25 +278,24 @@ fn whole_list(form: Form, chunks: Vec<Bytes>) -> Response<Body> {
     respond::json_bytes(StatusCode::OK, form, Bytes::from(chunks.concat()))
 }
 
-async fn create(call: &Call, descriptor: Arc<Descriptor>, body: Incoming) -> Answer {
+async fn create(call: &Call, descriptor: Arc<Descriptor>, body: Bytes) -> Answer {
     let form = call.form(Offers::Views)?;
     let cx = write_context(call, descriptor, "CreateOptions")?;
     if !cx.descriptor.stored {
         return review(call, &cx, body).await;
     }
-    let input = request_body::input(&call.headers, body, call.app.registry.catalog()).await?;
+    let input = request_body::input(&call.headers, body, call.app.registry.catalog())?;
     let object = call.app.registry.create(&cx, input).await?;
     answer_object(call, &cx, form, StatusCode::CREATED, &object)
 }
 
 /// Kinds whose create computes an answer.
-async fn review(call: &Call, cx: &Context, body: Incoming) -> Answer {
+async fn review(call: &Call, cx: &Context, body: Bytes) -> Answer {
     let form = call.form(Offers::Whole)?;
     let descriptor = &cx.descriptor;
     if descriptor.group.is_empty() && descriptor.plural == "bindings" {
         let binding =
-            request_body::value(&call.headers, body, "Binding", call.app.registry.catalog())
-                .await?;
+            request_body::value(&call.headers, body, "Binding", call.app.registry.catalog())?;
         let pods = call
             .app
             .registry
@@ -288,12 +305,11 @@ async fn review(call: &Call, cx: &Context, body: Incoming) -> Answer {
         let status = call.app.registry.bind(&pods, &name, &binding).await?;
         return Ok(respond::status(form, &status));
     }
-    let decoded =
-        match request_body::input(&call.headers, body, call.app.registry.catalog()).await? {
-            Input::Json(bytes) => descriptor.schema().decode_json(&bytes),
-            Input::Yaml(bytes) => descriptor.schema().decode_yaml(&bytes),
-            Input::Value(value) => descriptor.schema().decode_value(value),
-        };
+    let decoded = match request_body::input(&call.headers, body, call.app.registry.catalog())? {
+        Input::Json(bytes) => descriptor.schema().decode_json(&bytes),
+        Input::Yaml(bytes) => descriptor.schema().decode_yaml(&bytes),
+        Input::Value(value) => descriptor.schema().decode_value(value),
+    };
     let decoded =
         decoded.map_err(|error| error.status(&descriptor.api_version(), &descriptor.kind))?;
     decoded.strict.iter().for_each(|text| cx.warn(text.clone()));
@@ -311,10 +327,10 @@ async fn review(call: &Call, cx: &Context, body: Incoming) -> Answer {
     Ok(response)
 }
 
-async fn update(call: &Call, descriptor: Arc<Descriptor>, body: Incoming) -> Answer {
+async fn update(call: &Call, descriptor: Arc<Descriptor>, body: Bytes) -> Answer {
     let form = call.form(Offers::Views)?;
     let cx = write_context(call, descriptor, "UpdateOptions")?;
-    let input = request_body::input(&call.headers, body, call.app.registry.catalog()).await?;
+    let input = request_body::input(&call.headers, body, call.app.registry.catalog())?;
     let (object, created) = call
         .app
         .registry
@@ -323,7 +339,7 @@ async fn update(call: &Call, descriptor: Arc<Descriptor>, body: Incoming) -> Ans
     answer_object(call, &cx, form, written(created), &object)
 }
 
-async fn patch(call: &Call, descriptor: Arc<Descriptor>, body: Incoming) -> Answer {
+async fn patch(call: &Call, descriptor: Arc<Descriptor>, body: Bytes) -> Answer {
     let form = call.form(Offers::Views)?;
     let content_type = call
         .headers
@@ -339,11 +355,10 @@ async fn patch(call: &Call, descriptor: Arc<Descriptor>, body: Incoming) -> Answ
         Status::unsupported_media_type(&readable.map(PatchType::content_type))
     })?;
     let cx = write_context(call, descriptor, "PatchOptions")?;
-    let bytes = request_body::read(&call.headers, body).await?;
     let (object, created) = call
         .app
         .registry
-        .patch(&cx, &call.info.name, kind, &bytes)
+        .patch(&cx, &call.info.name, kind, &body)
         .await?;
     answer_object(call, &cx, form, written(created), &object)
 }
@@ -357,14 +372,13 @@ fn written(created: bool) -> StatusCode {
 }
 
 /// Options of a delete: the body if there is one, else the parameters.
-async fn delete_options(call: &Call, body: Incoming) -> Result<DeleteOptions, Status> {
+fn delete_options(call: &Call, body: Bytes) -> Result<DeleteOptions, Status> {
     let value = request_body::value(
         &call.headers,
         body,
         "DeleteOptions",
         call.app.registry.catalog(),
-    )
-    .await?;
+    )?;
     match value {
         Value::Null => options::delete(&call.query),
         value => {
@@ -375,9 +389,9 @@ async fn delete_options(call: &Call, body: Incoming) -> Result<DeleteOptions, St
     }
 }
 
-async fn delete(call: &Call, descriptor: Arc<Descriptor>, body: Incoming) -> Answer {
+async fn delete(call: &Call, descriptor: Arc<Descriptor>, body: Bytes) -> Answer {
     let form = call.form(Offers::Views)?;
-    let options = delete_options(call, body).await?;
+    let options = delete_options(call, body)?;
     let mut cx = context(call, descriptor);
     cx.dry_run = options.dry_run;
     let deleted = call
@@ -393,9 +407,9 @@ async fn delete(call: &Call, descriptor: Arc<Descriptor>, body: Incoming) -> Ans
     answer_object(call, &cx, form, StatusCode::OK, &deleted.object)
 }
 
-async fn delete_collection(call: &Call, descriptor: Arc<Descriptor>, body: Incoming) -> Answer {
+async fn delete_collection(call: &Call, descriptor: Arc<Descriptor>, body: Bytes) -> Answer {
     let form = call.form(Offers::Views)?;
-    let options = delete_options(call, body).await?;
+    let options = delete_options(call, body)?;
     let list = options::list(&call.query)?;
     let mut cx = context(call, descriptor);
     cx.dry_run = options.dry_run;

@@ -4,12 +4,13 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -18,16 +19,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::body::Body;
+use super::holding::Crowd;
+use super::patience::{PatientIo, PatientStreams};
 
 /// Connections served at once; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 4096;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// For a request's head to arrive; also how long a kept-alive HTTP/1.1 connection may be idle.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
 /// For requests under way when the server stops.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
-/// Streams of one HTTP/2 connection: client-go puts all its watches on one.
-const MAX_STREAMS: u32 = 1000;
+/// Streams of one HTTP/2 connection: client-go puts all its watches on one, and opens another when it is full.
+const MAX_STREAMS: u32 = 250;
 
 /// What is known of a connection: who is at the other end.
 pub struct Peer {
@@ -37,10 +38,12 @@ pub struct Peer {
 }
 
 /// Accepts connections until `stop`, then waits for requests under way. `make` is called once per connection and gives
-/// the handler of its requests.
+/// the handler of its requests. `patience` is how long a client may take for a request's head, leave a connection idle,
+/// or not take what it is given.
 pub async fn run<M, H, F>(
     listener: TcpListener,
     acceptor: TlsAcceptor,
+    patience: Duration,
     stop: CancellationToken,
     make: M,
 ) where
@@ -51,6 +54,7 @@ pub async fn run<M, H, F>(
     let make = Arc::new(make);
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let connections = TaskTracker::new();
+    let crowd = Crowd::of(32);
     loop {
         let Ok(slot) = slots.clone().acquire_owned().await else {
             break;
@@ -69,9 +73,10 @@ pub async fn run<M, H, F>(
             }
         };
         let (acceptor, stop, make) = (acceptor.clone(), stop.clone(), make.clone());
+        let one = crowd.enter();
         connections.spawn(async move {
-            serve_one(stream, address, acceptor, stop, &*make).await;
-            drop(slot);
+            serve_one(stream, address, acceptor, patience, stop, &*make).await;
+            drop((slot, one));
         });
     }
     connections.close();
@@ -82,6 +87,7 @@ async fn serve_one<M, H, F>(
     stream: TcpStream,
     address: SocketAddr,
     acceptor: TlsAcceptor,
+    patience: Duration,
     stop: CancellationToken,
     make: &M,
 ) where
@@ -109,16 +115,25 @@ async fn serve_one<M, H, F>(
         address,
         certificate,
     });
+    let exempt = Arc::new(AtomicBool::new(false));
+    let io = TokioIo::new(PatientIo::new(tls, patience, exempt.clone()));
     let service = service_fn(move |request| {
         let answer = handler(request);
-        async move { Ok::<_, Infallible>(answer.await) }
+        let exempt = exempt.clone();
+        async move {
+            let answer = answer.await;
+            if streams_for_a_user(&answer) {
+                exempt.store(true, Ordering::Relaxed);
+            }
+            Ok::<_, Infallible>(answer)
+        }
     });
-    let io = TokioIo::new(tls);
     let result = if h2 {
-        let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+        let streams = PatientStreams::new(patience);
+        let connection = hyper::server::conn::http2::Builder::new(streams.clone())
             .timer(TokioTimer::new())
             .max_concurrent_streams(MAX_STREAMS)
-            .max_send_buf_size(128 << 10)
+            .max_send_buf_size(64 << 10)
             .max_header_list_size(64 << 10)
             .serve_connection(io, service);
         tokio::pin!(connection);
@@ -128,13 +143,18 @@ async fn serve_one<M, H, F>(
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
+            () = streams.idle() => {
+                connection.as_mut().graceful_shutdown();
+                // A client that lives says goodbye; another is not waited for.
+                let goodbye = tokio::time::timeout(patience, connection).await;
+                goodbye.unwrap_or(Ok(()))
+            }
         }
     } else {
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
-            .max_buf_size(128 << 10)
-            .pipeline_flush(true)
+            .header_read_timeout(patience)
+            .max_buf_size(64 << 10)
             .serve_connection(io, service)
             .with_upgrades();
         tokio::pin!(connection);
@@ -149,6 +169,11 @@ async fn serve_one<M, H, F>(
     if let Err(error) = result {
         tracing::debug!(%address, %error, "connection ended");
     }
+}
+
+/// Whether a person may be at the other end, who reads when it suits: exec, port-forward, logs, what a node or a pod says.
+fn streams_for_a_user(answer: &Response<Body>) -> bool {
+    answer.status() == StatusCode::SWITCHING_PROTOCOLS || matches!(answer.body(), Body::Proxied(_))
 }
 
 /// Finds dead peers (a box that lost its power) without waking for live ones more than every three minutes.

@@ -1,5 +1,6 @@
 //! Watches as HTTP bodies: lines of JSON in a chunked answer, or text messages of a WebSocket.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use amphipod_api::Status;
@@ -10,7 +11,7 @@ use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use super::app::Call;
-use super::body::Body;
+use super::body::{self, Body};
 use super::negotiate::{Encoding, Form, View};
 use super::respond::{self, Answer};
 use super::view::{IncludeObject, Viewer};
@@ -42,14 +43,19 @@ pub async fn serve(
         include,
         columns: true,
         stop: call.stop(),
+        waiting: VecDeque::new(),
     };
     if websocket::wanted(&call.headers) {
-        return websocket::serve_lines(&call.headers, extensions, lines.into_stream());
+        let patience = call.app.request_timeout;
+        return websocket::serve_lines(&call.headers, extensions, lines.into_stream(), patience);
     }
-    let _open = call.app.metrics.watch_opened();
-    let body = stream::unfold((lines, _open), |(mut lines, open)| async move {
-        let bytes = lines.next().await?;
-        Some((bytes, (lines, open)))
+    let open = call.app.metrics.watch_opened();
+    let begin = (lines, Bytes::new(), open);
+    let body = stream::unfold(begin, |(mut lines, mut rest, open)| async move {
+        if rest.is_empty() {
+            rest = lines.next().await?;
+        }
+        Some((body::cut(&mut rest), (lines, rest, open)))
     });
     let mut response = respond::with_body(
         StatusCode::OK,
@@ -74,28 +80,36 @@ struct Lines {
     /// The next table carries its column definitions.
     columns: bool,
     stop: CancellationToken,
+    /// What was taken from the watch and not yet written.
+    waiting: VecDeque<WatchItem>,
 }
+
+/// Lines are sent together up to this many bytes.
+const TOGETHER: usize = 32 << 10;
 
 impl Lines {
     /// The lines of what happens next, together; `None` at the end.
     async fn next(&mut self) -> Option<Bytes> {
-        loop {
+        while self.waiting.is_empty() {
             let items = tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return None,
                 items = self.watch.next() => items?,
             };
-            if let [item] = items.as_slice() {
-                return Some(self.line(item));
-            }
-            let mut lines = BytesMut::new();
-            for item in &items {
-                lines.extend_from_slice(&self.line(item));
-            }
-            if !lines.is_empty() {
-                return Some(lines.freeze());
-            }
+            self.waiting.extend(items);
         }
+        let first = self.waiting.pop_front()?;
+        let line = self.line(&first);
+        if self.waiting.is_empty() || line.len() >= TOGETHER {
+            return Some(line);
+        }
+        let mut lines = BytesMut::from(line);
+        while lines.len() < TOGETHER
+            && let Some(item) = self.waiting.pop_front()
+        {
+            lines.extend_from_slice(&self.line(&item));
+        }
+        Some(lines.freeze())
     }
 
     fn line(&mut self, item: &WatchItem) -> Bytes {

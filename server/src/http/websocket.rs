@@ -1,6 +1,8 @@
 //! The little of RFC 6455 that watches need: the handshake, text frames out, and noticing that the client is gone.
 //! (Exec, attach and port-forward are passed through to the agent, which speaks WebSocket itself.)
 
+use std::time::Duration;
+
 use amphipod_api::Status;
 use base64::Engine as _;
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -32,6 +34,7 @@ pub fn serve_lines(
     headers: &HeaderMap,
     extensions: &mut http::Extensions,
     lines: impl Stream<Item = Bytes> + Send + 'static,
+    patience: Duration,
 ) -> Answer {
     let key = headers
         .get(SEC_WEBSOCKET_KEY)
@@ -59,7 +62,7 @@ pub fn serve_lines(
     let binary = binary == Some("binary.k8s.io");
     tokio::spawn(async move {
         match upgrade.await {
-            Ok(upgraded) => send(TokioIo::new(upgraded), lines, binary).await,
+            Ok(upgraded) => send(TokioIo::new(upgraded), lines, binary, patience).await,
             Err(error) => tracing::debug!(%error, "a WebSocket was not upgraded"),
         }
     });
@@ -75,7 +78,7 @@ fn chosen_protocol(headers: &HeaderMap) -> Option<&'static str> {
     })
 }
 
-async fn send<S>(io: S, lines: impl Stream<Item = Bytes> + Send, binary: bool)
+async fn send<S>(io: S, lines: impl Stream<Item = Bytes> + Send, binary: bool, patience: Duration)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
@@ -107,9 +110,14 @@ where
                 for line in bytes.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
                     frame(&mut out, if binary { 2 } else { 1 }, line);
                 }
-                if write.write_all(&out).await.is_err() || write.flush().await.is_err() {
+                let written = async {
+                    write.write_all(&out).await?;
+                    write.flush().await
+                };
+                // Too late is too slow: the client watches again.
+                let Ok(Ok(())) = tokio::time::timeout(patience, written).await else {
                     return;
-                }
+                };
             }
         }
     }

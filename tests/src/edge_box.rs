@@ -321,6 +321,23 @@ impl EdgeBox {
         enter(self.power.as_ref().expect("the box is powered").pid_one)
     }
 
+    /// The box's network namespace, as a path.
+    pub fn netns(&self) -> String {
+        let power = self.power.as_ref().expect("the box is powered");
+        format!("/proc/{}/ns/net", power.pid_one)
+    }
+
+    /// The memory that all amphipod's processes in the box have for themselves (without the program's own pages), bytes.
+    #[track_caller]
+    pub fn memory(&self) -> u64 {
+        let script = "for p in $(pgrep -f '^[^ ]*amphipod (server|agent|keeper)'); do grep '^Pss_Anon:' /proc/$p/smaps_rollup; done";
+        let text = self.run(&["bash", "-c", script]).ok();
+        let kib = text
+            .lines()
+            .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+        kib.sum::<u64>() << 10
+    }
+
     /// A program to be run inside the box.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");

@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+pub mod client;
 mod edge_box;
 mod image;
 mod kubectl;

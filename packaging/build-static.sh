@@ -42,7 +42,7 @@ root=$out/cross
 if [ ! -x "$root/usr/bin/cargo" ]; then
     step "making a Debian sid in $root"
     rm -rf "$root"
-    debootstrap --variant=minbase --include=rustc,cargo,gcc,libc6-dev,ca-certificates sid "$root" http://deb.debian.org/debian >"$out/cross.log" ||
+    debootstrap --variant=minbase --include=rustc,cargo,gcc,libc6-dev,ca-certificates sid "$root" "$(debian_mirror)" >"$out/cross.log" ||
         die "debootstrap failed" "read $out/cross.log"
 fi
 # Everything that is mounted is mounted in a namespace of its own, which ends with this script.

@@ -28,15 +28,22 @@ apt_update() {
 install_packages() {
     [ $# -gt 0 ] || return 0
     apt_update
-    step "installing Debian's packages: ${*#--*}"
-    local log
+    local log names
+    names=$(printf '%s ' "$@" | sed 's/--[a-z-]* //')
+    step "installing Debian's packages: $names"
     log=$(mktemp)
     if ! DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends -o DPkg::Lock::Timeout=120 "$@" >"$log" 2>&1 </dev/null; then
         tail -n 15 "$log" >&2
         rm -f "$log"
-        die "could not install ${*#--*}" "read apt's message above; install them by hand, then run this again"
+        die "could not install $names" "read apt's message above; install them by hand, then run this again"
     fi
     rm -f "$log"
+}
+
+# The mirror that this machine takes Debian itself from.
+debian_mirror() {
+    # shellcheck disable=SC2016 # apt's own variables
+    apt-get indextargets --format '$(REPO_URI) $(LABEL)' 'Created-By: Packages' | awk '$2 == "Debian" { print $1; exit }'
 }
 
 # missing COMMAND:PACKAGE...: the packages of those commands that this machine lacks.
@@ -69,7 +76,7 @@ install_kubectl() {
     step "fetching kubectl from Debian 13"
     dir=$(mktemp -d)
     mkdir -p "$dir"/{lists/partial,cache/archives/partial}
-    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian trixie main" >"$dir/sources"
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $(debian_mirror) trixie main" >"$dir/sources"
     # apt's own download and signature checks, with nothing of it left in this machine's configuration.
     options=(-qq -o Dir::Etc::SourceList="$dir/sources" -o Dir::Etc::SourceParts=- -o Dir::State::Lists="$dir/lists"
         -o Dir::Cache="$dir/cache" -o Dir::State::Status=/dev/null -o APT::Sandbox::User=root -o Acquire::Languages=none)

@@ -7,11 +7,16 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::Instant;
 
 use amphipod_api::client::{Auth, Client, ClientConfig, Target};
+use amphipod_api::files;
 use amphipod_api::reflector::{Reflector, ReflectorConfig};
-use amphipod_netplug::{DnsConfig, DnsServer, IpNet, NetConfig, Network, Upstreams};
+use amphipod_netplug::{
+    DnsConfig, DnsServer, IpNet, NetConfig, Network, Overlay, PrivateKey, Upstreams,
+};
 use amphipod_runtime::image::ImageStore;
 use amphipod_runtime::{Runtime, RuntimeConfig};
 use anyhow::{Context, Result};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -390,12 +395,39 @@ async fn open_network(
     net.cluster_cidrs = cluster;
     net.service_cidrs = services;
     net.overlay = config.overlay;
+    if config.overlay == Overlay::Wireguard {
+        net.wireguard_key = Some(wireguard_key(&config.data_dir)?);
+    }
     net.node_ip = node_ip;
     net.local_ips = config.cluster_dns.clone();
     // The network namespace is that of the calling thread: all threads of this process share one.
     tokio::task::spawn_blocking(move || Network::open(net))
         .await?
         .context("opening the pod network")
+}
+
+/// This box's private key for WireGuard, as wg(8) writes keys; made when it is first needed.
+fn wireguard_key(data_dir: &Path) -> Result<PrivateKey> {
+    let path = data_dir.join("wireguard.key");
+    let at = || path.display();
+    let known = files::read_optional(&path, 64).with_context(|| format!("reading {}", at()))?;
+    if let Some(text) = known {
+        let bytes = STANDARD.decode(text.trim_ascii()).unwrap_or_default();
+        let key = bytes.try_into().ok().with_context(|| {
+            format!(
+                "{} holds no key: remove it, and the box makes a new one",
+                at()
+            )
+        })?;
+        return Ok(PrivateKey(key));
+    }
+    let mut key = [0; 32];
+    std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut key)
+        .context("reading /dev/urandom")?;
+    let text = STANDARD.encode(key) + "\n";
+    files::write_atomic(&path, text.as_bytes(), files::PRIVATE)
+        .with_context(|| format!("writing {}", at()))?;
+    Ok(PrivateKey(key))
 }
 
 async fn start_dns(config: &AgentConfig, network: &Network) -> Option<Arc<DnsServer>> {

@@ -4,14 +4,19 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use amphipod_api::client::{Client, Target};
+use amphipod_api::patch::PatchType;
 use amphipod_api::reflector::{Event, Reflector, ReflectorConfig};
 use amphipod_netplug::{Network, Peer};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use crate::deps::Deps;
 
 /// Where the copy is.
 const FACT: &str = "peers";
+/// The annotation of nodes that holds their public WireGuard key, in base64.
+const KEY: &str = "amphipod.io/wireguard-public-key";
 
 /// Peers by the names of their nodes.
 type Peers = BTreeMap<String, Peer>;
@@ -35,9 +40,17 @@ async fn follow(deps: &Deps, client: Client, network: &Arc<Network>) {
         tell(network, &peers).await;
     }
     let mut told = false;
-    let mut nodes = Reflector::spawn(client, Target::core("nodes"), ReflectorConfig::default());
+    let key = network.wireguard_key().map(|key| STANDARD.encode(key));
+    let mut nodes = Reflector::spawn(
+        client.clone(),
+        Target::core("nodes"),
+        ReflectorConfig::default(),
+    );
     while let Some(event) = nodes.next().await {
         let before = peers.clone();
+        if let Some(own) = own_node(&event, &deps.config.node_name) {
+            tell_key(&client, &own, key.as_deref()).await;
+        }
         if let Some(zone) = zone(&event, &deps.config.node_name) {
             deps.services.set_zone(&deps.store, zone).await;
         }
@@ -55,6 +68,20 @@ async fn follow(deps: &Deps, client: Client, network: &Arc<Network>) {
                 "other nodes are not remembered"
             );
         }
+    }
+}
+
+/// Writes our key, or that we have none, on our own node, where the others find it.
+async fn tell_key(client: &Client, own: &Value, key: Option<&str>) {
+    if own["metadata"]["annotations"][KEY].as_str() == key {
+        return;
+    }
+    let name = own["metadata"]["name"].as_str().unwrap_or_default();
+    let target = Target::core("nodes").name(name);
+    let patch = json!({"metadata": {"annotations": {KEY: key}}});
+    // A change of the node brings us here again, and so does a server that comes back.
+    if let Err(error) = client.patch(&target, PatchType::Merge, &patch).await {
+        tracing::warn!(%error, "other nodes cannot be told the WireGuard key of this one; they do not reach its pods");
     }
 }
 
@@ -102,14 +129,20 @@ fn take(peers: &mut Peers, event: Event, own: &str) {
     }
 }
 
-/// The zone of our own node (`topology.kubernetes.io/zone`), if the event tells of our node.
-fn zone(event: &Event, own: &str) -> Option<Option<String>> {
+/// Our own node, if the event tells of it.
+fn own_node(event: &Event, own: &str) -> Option<Arc<Value>> {
     let is_own = |node: &&Arc<Value>| node["metadata"]["name"] == own;
-    let node = match event {
+    match event {
         Event::Applied(node) => Some(node).filter(is_own),
         Event::Restarted(nodes) => nodes.iter().find(is_own),
         Event::Deleted(_) => None,
-    }?;
+    }
+    .cloned()
+}
+
+/// The zone of our own node (`topology.kubernetes.io/zone`), if the event tells of our node.
+fn zone(event: &Event, own: &str) -> Option<Option<String>> {
+    let node = own_node(event, own)?;
     let zone = node["metadata"]["labels"]["topology.kubernetes.io/zone"].as_str();
     Some(zone.filter(|z| !z.is_empty()).map(str::to_owned))
 }
@@ -129,6 +162,9 @@ fn peer(name: &str, node: &Value) -> Option<Peer> {
             .filter_map(|a| a["address"].as_str()?.parse().ok())
             .collect(),
         pod_cidrs: ranges.iter().filter_map(|r| r.parse().ok()).collect(),
+        wireguard: node["metadata"]["annotations"][KEY]
+            .as_str()
+            .and_then(|key| STANDARD.decode(key).ok()?.try_into().ok()),
     };
     (!peer.ips.is_empty() && !peer.pod_cidrs.is_empty()).then_some(peer)
 }
@@ -142,7 +178,8 @@ fn written(peers: &Peers) -> String {
             .map(|ip| json!({"type": "InternalIP", "address": ip.to_string()}))
             .collect();
         let ranges: Vec<String> = p.pod_cidrs.iter().map(ToString::to_string).collect();
-        json!({"metadata": {"name": p.node}, "spec": {"podCIDRs": ranges}, "status": {"addresses": addresses}})
+        let key = p.wireguard.map(|key| STANDARD.encode(key));
+        json!({"metadata": {"name": p.node, "annotations": {KEY: key}}, "spec": {"podCIDRs": ranges}, "status": {"addresses": addresses}})
     };
     Value::from_iter(peers.values().map(node)).to_string()
 }
@@ -195,6 +232,11 @@ mod tests {
             "me",
         );
         assert_eq!(peers.len(), 2);
+        assert_eq!(remembered(&written(&peers)), peers);
+        let mut keyed = (*node("a", "192.0.2.2", "10.42.1.0/24")).clone();
+        keyed["metadata"]["annotations"] = json!({KEY: STANDARD.encode([7; 32])});
+        take(&mut peers, Event::Applied(Arc::new(keyed)), "me");
+        assert_eq!(peers["a"].wireguard, Some([7; 32]));
         assert_eq!(remembered(&written(&peers)), peers);
         take(
             &mut peers,

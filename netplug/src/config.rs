@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 pub use ipnet::IpNet;
 
+use crate::peers::wireguard::PrivateKey;
 use crate::{Error, Overlay, Result};
 
 /// The network of one box. Every list may hold one IPv4 and one IPv6 entry (dual stack); the first one is the primary family.
@@ -29,6 +30,10 @@ pub struct NetConfig {
     pub node_ip: Option<IpAddr>,
     /// UDP port of VXLAN, the same on all boxes.
     pub vxlan_port: u16,
+    /// The key of this box; needed for [`Overlay::Wireguard`].
+    pub wireguard_key: Option<PrivateKey>,
+    /// UDP port of WireGuard, the same on all boxes.
+    pub wireguard_port: u16,
     /// Hides pods behind the address of the box when they talk to the world outside `cluster_cidrs`.
     pub masquerade: bool,
     /// Name of our nftables tables (one per IP family). Nothing outside of them is touched.
@@ -55,6 +60,8 @@ impl NetConfig {
             overlay: Overlay::Auto,
             node_ip: None,
             vxlan_port: 8472,
+            wireguard_key: None,
+            wireguard_port: 51820,
             masquerade: true,
             table: "amphipod".into(),
             state_dir: state_dir.into(),
@@ -93,9 +100,11 @@ impl NetConfig {
                 self.table
             ));
         }
-        self.overlay.check()?;
-        if self.vxlan_port == 0 {
-            return bad("the VXLAN port cannot be 0".into());
+        if self.vxlan_port == 0 || self.wireguard_port == 0 {
+            return bad("the port of an overlay cannot be 0".into());
+        }
+        if self.overlay == Overlay::Wireguard && self.wireguard_key.is_none() {
+            return bad("the overlay wireguard needs a key".into());
         }
         if self.pod_cidrs.is_empty() {
             return bad("no pod CIDR".into());

@@ -55,6 +55,7 @@ pub use dns::{DnsConfig, DnsEndpoint, DnsPort, DnsServer, RecordKind, ServiceRec
 pub use error::{Error, Result};
 pub use network::{Capabilities, Network};
 pub use peer::{Overlay, Peer};
+pub use peers::wireguard::{PrivateKey, PublicKey};
 pub use pod::{HostPort, PodAttach, PodNetwork};
 pub use policy::{Allow, Direction, PolicyGroup, Traffic};
 pub use service::{Affinity, Endpoint, Protocol, Service, ServicePort};

@@ -344,10 +344,11 @@ pub enum Via {
     Link { index: i32, source: Option<IpAddr> },
     /// A gateway on a link, whether or not a prefix covers it.
     Gateway { index: i32, gateway: IpAddr },
-    /// As `Gateway`; packets of the box itself start from this address. Marked as leading to another box.
+    /// As `Gateway`, or by a link that itself knows to whom; packets of the box itself start from this address. Marked as leading to
+    /// another box.
     Peer {
         index: i32,
-        gateway: IpAddr,
+        gateway: Option<IpAddr>,
         source: IpAddr,
     },
     /// Nowhere, told to the sender.
@@ -359,7 +360,9 @@ pub const PEER_PROTOCOL: u8 = 97;
 
 fn route(kind: u16, flags: u16, net: IpNet, via: Via) -> Message {
     let (scope, rtype, nh_flags) = match via {
-        Via::Link { .. } => (libc::RT_SCOPE_LINK, libc::RTN_UNICAST, 0),
+        Via::Link { .. } | Via::Peer { gateway: None, .. } => {
+            (libc::RT_SCOPE_LINK, libc::RTN_UNICAST, 0)
+        }
         Via::Gateway { .. } | Via::Peer { .. } => {
             (libc::RT_SCOPE_UNIVERSE, libc::RTN_UNICAST, RTNH_ONLINK)
         }
@@ -410,9 +413,11 @@ fn route(kind: u16, flags: u16, net: IpNet, via: Via) -> Message {
             gateway,
             source,
         } => {
-            m.attr_u32(libc::RTA_OIF, index as u32)
-                .attr(libc::RTA_GATEWAY, &octets(gateway))
-                .attr(libc::RTA_PREFSRC, &octets(source));
+            m.attr_u32(libc::RTA_OIF, index as u32);
+            if let Some(gateway) = gateway {
+                m.attr(libc::RTA_GATEWAY, &octets(gateway));
+            }
+            m.attr(libc::RTA_PREFSRC, &octets(source));
         }
         Via::Unreachable => {}
     }

@@ -17,6 +17,7 @@ use crate::ledger::{Entry, Ledger};
 use crate::link::{self, Via};
 use crate::netlink::Socket;
 use crate::nft::{self, Nftables};
+use crate::peers::wireguard::PublicKey;
 use crate::peers::{self, Ways};
 use crate::policy::PolicyGroup;
 use crate::services::{self, Book, Key, Owner, Scope};
@@ -94,6 +95,7 @@ impl Network {
         }
         settings(&config)?;
         anchor(&config, &mut links)?;
+        let ways = Ways::open(&config, &mut links)?;
         let ledger = Ledger::open(&config.state_dir, &config.pod_cidrs)?;
         let nftables = Nftables::new(&config)?;
         let routes =
@@ -123,7 +125,7 @@ impl Network {
         state.settle()?;
         Ok(Network {
             gateways: config.gateways(),
-            ways: Mutex::new(Ways::new(&config)),
+            ways: Mutex::new(ways),
             config,
             links: Mutex::new(links),
             reaper: Mutex::new(reaper),
@@ -275,6 +277,11 @@ impl Network {
         }
         self.repair_ways()?;
         lock(&self.state).recover(true)
+    }
+
+    /// What peers must know of this box to encrypt what they send to it ([`Peer::wireguard`]); `None` for the other overlays.
+    pub fn wireguard_key(&self) -> Option<PublicKey> {
+        lock(&self.ways).public_key()
     }
 
     /// The gateways of the pods, one per IP family: addresses of the box that every pod can reach.

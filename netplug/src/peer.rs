@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 
+use crate::peers::wireguard::{self, PublicKey};
 use crate::{Error, Result};
 
 /// Another box of the cluster.
@@ -16,6 +17,8 @@ pub struct Peer {
     pub ips: Vec<IpAddr>,
     /// Its pods' addresses (`Node.spec.podCIDRs`).
     pub pod_cidrs: Vec<IpNet>,
+    /// Its public key, if it told one.
+    pub wireguard: Option<PublicKey>,
 }
 
 /// How packets to pods of other boxes travel.
@@ -28,21 +31,18 @@ pub enum Overlay {
     None,
     /// VXLAN to every box, also to neighbours: for links that drop packets of addresses that they do not know.
     Vxlan,
-    /// Encrypted. This build has no support for it, and says so.
+    /// Encrypted by WireGuard to every box; needs a kernel that has it, and the same on every box.
     Wireguard,
 }
 
 impl Overlay {
-    /// Whether this build can do it.
+    /// Whether this kernel can do it.
     ///
     /// # Errors
     /// [`Error::Config`], which says what to use instead.
     pub fn check(self) -> Result<()> {
         match self {
-            Overlay::Wireguard => Err(Error::Config(
-                "the overlay wireguard is not supported: use auto, none or vxlan, and encrypt below it (IPsec, or WireGuard links between the boxes) where you need to"
-                    .into(),
-            )),
+            Overlay::Wireguard => wireguard::check(),
             _ => Ok(()),
         }
     }

@@ -13,11 +13,19 @@ use common::*;
 
 /// Every shape of fleet that pods must not notice.
 fn shapes() -> Vec<(&'static str, Fleet)> {
-    vec![
+    let mut shapes = vec![
         ("plain", Fleet::switched(2, Overlay::Auto)),
         ("vxlan by flag", Fleet::switched(2, Overlay::Vxlan)),
         ("vxlan by need", Fleet::routed(2, Overlay::Auto)),
-    ]
+    ];
+    match Ns::new().run(|| Overlay::Wireguard.check()) {
+        Ok(()) => shapes.extend([
+            ("wireguard", Fleet::switched(2, Overlay::Wireguard)),
+            ("wireguard, routed", Fleet::routed(2, Overlay::Wireguard)),
+        ]),
+        Err(why) => println!("skipped: {why}"),
+    }
+    shapes
 }
 
 #[test]
@@ -69,11 +77,70 @@ fn the_way_is_chosen_by_what_lies_between() {
     );
     let plain = Fleet::routed(2, Overlay::None);
     assert!(!plain.boxes[0].ns.sh("ip route").contains("10.42.1.0/24"));
-    let mut config = plain.config(0);
-    config.overlay = Overlay::Wireguard;
-    let error = plain.boxes[0].ns.run(|| Network::open(config).unwrap_err());
+}
+
+#[test]
+fn encrypted_ways_follow_the_peers_and_go_with_the_flag() {
+    if let Err(why) = Ns::new().run(|| Overlay::Wireguard.check()) {
+        println!("skipped: {why}");
+        return;
+    }
+    let mut f = Fleet::switched(3, Overlay::Wireguard);
+    let state = |f: &Fleet| f.boxes[0].ns.sh("ip route; ip -o link");
+    let there = state(&f);
+    assert!(there.contains("10.42.1.0/24 dev amphi-wg"), "{there}");
+    assert!(there.contains("10.42.2.0/24 dev amphi-wg"), "{there}");
     assert!(
-        matches!(&error, Error::Config(why) if why.contains("wireguard")),
+        there
+            .lines()
+            .any(|l| l.contains("amphi-wg:") && l.contains("mtu 1440")),
+        "{there}"
+    );
+    let (one, two) = (f.boxes[0].pod("one"), f.boxes[1].server("two"));
+    assert!(one.ns.tcp(&two.at(8080)).is_ok());
+
+    // Another key is another box: nothing gets through until it is told.
+    let mut peers = f.peers(0);
+    let right = peers.clone();
+    peers[0].wireguard = Some([9; 32]);
+    peers.pop();
+    f.boxes[0].net().set_peers(peers).unwrap();
+    assert!(!state(&f).contains("10.42.2.0/24"), "{}", state(&f));
+    assert!(one.ns.tcp_within(&two.at(8080), SOON).is_err());
+    f.boxes[0].net().set_peers(right).unwrap();
+    assert!(one.ns.tcp(&two.at(8080)).is_ok());
+
+    // A restart keeps the device and its sessions; without the flag it goes.
+    f.open(0);
+    assert!(state(&f).contains("amphi-wg"));
+    assert!(one.ns.tcp(&two.at(8080)).is_ok());
+    let mut config = f.config(0);
+    config.overlay = Overlay::Auto;
+    let b = &mut f.boxes[0];
+    b.net = None;
+    b.net = Some(b.ns.run(|| Network::open(config).unwrap()));
+    f.boxes[0].net().set_peers(f.peers(0)).unwrap();
+    assert!(!state(&f).contains("amphi-wg"), "{}", state(&f));
+    assert!(state(&f).contains("10.42.1.0/24 via 192.0.2.2"));
+}
+
+#[test]
+fn wireguard_needs_a_key_and_a_kernel() {
+    let ns = Ns::new();
+    if let Err(error) = ns.run(|| Overlay::Wireguard.check()) {
+        assert!(
+            matches!(&error, Error::Config(why) if why.contains("CONFIG_WIREGUARD") && why.contains("vxlan")),
+            "{error}"
+        );
+    }
+    assert!(!ns.sh("ip link").contains("wgcheck"));
+    let f = Fleet::switched(1, Overlay::None);
+    let mut config = f.config(0);
+    config.overlay = Overlay::Wireguard;
+    config.wireguard_key = None;
+    let error = f.boxes[0].ns.run(|| Network::open(config).unwrap_err());
+    assert!(
+        matches!(&error, Error::Config(why) if why.contains("needs a key")),
         "{error}"
     );
 }
@@ -422,6 +489,7 @@ fn dual(overlay: Overlay, knows: fn(&str) -> bool) -> (Vec<TestBox>, Vec<Pod>) {
                 .map(|ip| ip.parse().unwrap())
                 .collect(),
             pod_cidrs: ranges(1 - i),
+            wireguard: None,
         }])
         .unwrap();
         b.net = Some(net);

@@ -7,30 +7,49 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::plan::{Hop, Plan, Way, mac, plan};
-use super::{device, overhead};
+use super::wireguard::{Device, Partner, PublicKey};
+use super::{device, encrypted_device, overhead};
 use crate::firewall::Tunnel;
 use crate::link::{self, Via};
 use crate::netlink::{Message, Socket};
-use crate::{Error, NetConfig, Peer, Result};
+use crate::{Error, NetConfig, Overlay, Peer, Result};
 
 /// The ways from this box to its peers.
 #[derive(Debug)]
 pub struct Ways {
     config: NetConfig,
     gateways: Vec<IpAddr>,
+    /// Where packets are encrypted.
+    wireguard: Option<Device>,
     /// `None` until told: what an earlier run installed is left alone.
     peers: Option<Vec<Peer>>,
     plan: Plan,
 }
 
 impl Ways {
-    pub fn new(config: &NetConfig) -> Ways {
-        Ways {
+    /// Opens what must be opened in the network namespace of the box.
+    pub fn open(config: &NetConfig, links: &mut Socket) -> Result<Ways> {
+        let gateways = config.gateways();
+        let wireguard = match (config.overlay, &config.wireguard_key) {
+            (Overlay::Wireguard, Some(key)) => {
+                let name = encrypted_device(config.device_prefix());
+                let port = config.wireguard_port;
+                Some(Device::open(links, &name, key, port, &gateways)?)
+            }
+            _ => None,
+        };
+        Ok(Ways {
             config: config.clone(),
-            gateways: config.gateways(),
+            gateways,
+            wireguard,
             peers: None,
             plan: Plan::default(),
-        }
+        })
+    }
+
+    /// What peers must know to send us encrypted packets.
+    pub fn public_key(&self) -> Option<PublicKey> {
+        self.wireguard.as_ref().map(Device::public_key)
     }
 
     /// MTU for the links of pods; `None`: the kernel's default.
@@ -89,7 +108,7 @@ impl Ways {
         let prefix = device(self.config.device_prefix());
         let outer = plan.ways.iter().find_map(|w| match w {
             Way::Vxlan { remote, .. } => Some(remote.is_ipv4()),
-            Way::Plain { .. } => None,
+            Way::Plain { .. } | Way::Wireguard { .. } => None,
         });
         let names = [(true, prefix.clone()), (false, format!("{prefix}6"))];
         let mut vxlan = None;
@@ -99,12 +118,16 @@ impl Ways {
                 vxlan = Some(self.vxlan(links, name, *v4, mtu)?);
             }
         }
+        self.encrypt(links, &plan)?;
         self.routes(links, &plan, vxlan)
             .map_err(Error::kernel("setting routes to other boxes"))?;
         for (v4, name) in &names {
             if outer != Some(*v4) {
                 delete(links, name)?;
             }
+        }
+        if self.wireguard.is_none() {
+            delete(links, &encrypted_device(self.config.device_prefix()))?;
         }
         self.plan = plan;
         Ok(())
@@ -153,14 +176,44 @@ impl Ways {
         Ok(index)
     }
 
+    /// Tells the WireGuard device who the peers are.
+    fn encrypt(&mut self, links: &mut Socket, plan: &Plan) -> Result<()> {
+        let Some(device) = &mut self.wireguard else {
+            return Ok(());
+        };
+        let mut partners: BTreeMap<PublicKey, Partner> = BTreeMap::new();
+        for way in &plan.ways {
+            if let Way::Wireguard { net, key, remote } = way {
+                let partner = partners.entry(*key).or_insert_with(|| Partner {
+                    key: *key,
+                    endpoint: (*remote, self.config.wireguard_port).into(),
+                    allowed: BTreeSet::new(),
+                });
+                partner.allowed.insert(*net);
+            }
+        }
+        let failed = || Error::kernel("telling WireGuard of the other boxes");
+        let index = device.index();
+        device
+            .set(partners.into_values().collect())
+            .map_err(failed())?;
+        let now = link::by_index(links, index).map_err(failed())?;
+        match plan.wireguard_mtu {
+            Some(mtu) if now.is_some_and(|link| link.mtu != mtu) => {
+                links.request(link::set_mtu(index, mtu)).map_err(failed())
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn routes(&self, links: &mut Socket, plan: &Plan, vxlan: Option<i32>) -> io::Result<()> {
-        let mut routes: BTreeMap<IpNet, (i32, IpAddr)> = BTreeMap::new();
+        let mut routes: BTreeMap<IpNet, (i32, Option<IpAddr>)> = BTreeMap::new();
         let mut neighbours = BTreeSet::new();
         let mut forwardings = BTreeSet::new();
         for way in &plan.ways {
             match (way, vxlan) {
                 (Way::Plain { net, via, index }, _) => {
-                    routes.insert(*net, (*index, *via));
+                    routes.insert(*net, (*index, Some(*via)));
                 }
                 (
                     Way::Vxlan {
@@ -171,11 +224,14 @@ impl Ways {
                     },
                     Some(index),
                 ) => {
-                    routes.insert(*net, (index, *via));
+                    routes.insert(*net, (index, Some(*via)));
                     neighbours.insert((*via, *mac));
                     forwardings.insert((*mac, *remote));
                 }
                 (Way::Vxlan { .. }, None) => {}
+                (Way::Wireguard { net, .. }, _) => {
+                    routes.extend(self.wireguard.as_ref().map(|d| (*net, (d.index(), None))));
+                }
             }
         }
         let mut add: Vec<Message> = Vec::new();
@@ -214,7 +270,7 @@ impl Ways {
             let Some(source) = self.gateways.iter().find(same) else {
                 continue; // no pods of this family here
             };
-            if known.get(net) != Some(&(*index, Some(*gateway))) {
+            if known.get(net) != Some(&(*index, *gateway)) {
                 let via = Via::Peer {
                     index: *index,
                     gateway: *gateway,
@@ -232,7 +288,9 @@ impl Ways {
 
     /// Removes every way.
     pub fn remove(&mut self, links: &mut Socket) -> Result<()> {
-        self.set(links, Vec::new())
+        self.set(links, Vec::new())?;
+        self.wireguard = None;
+        delete(links, &encrypted_device(self.config.device_prefix()))
     }
 }
 

@@ -6,6 +6,7 @@
 mod kernel;
 mod plan;
 mod watch;
+pub mod wireguard;
 
 pub use kernel::Ways;
 pub use watch::Watch;
@@ -15,7 +16,17 @@ pub fn overhead(v4: bool) -> u32 {
     if v4 { 50 } else { 70 }
 }
 
+/// Bytes that WireGuard adds to a packet.
+pub fn encrypted_overhead(v4: bool) -> u32 {
+    if v4 { 60 } else { 80 }
+}
+
 /// `amphi` → `amphi-vx`.
 pub fn device(prefix: &str) -> String {
     format!("{prefix}-vx")
+}
+
+/// `amphi` → `amphi-wg`.
+pub fn encrypted_device(prefix: &str) -> String {
+    format!("{prefix}-wg")
 }

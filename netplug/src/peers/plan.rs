@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::wireguard::PublicKey;
 use crate::config::gateway;
 use crate::{Overlay, Peer};
 
@@ -31,6 +32,12 @@ pub enum Way {
         mac: [u8; 6],
         remote: IpAddr,
     },
+    /// Encrypted, to the address `remote` of the box with this key.
+    Wireguard {
+        net: IpNet,
+        key: PublicKey,
+        remote: IpAddr,
+    },
 }
 
 /// All ways, and the largest packet that fits through each of them.
@@ -41,6 +48,8 @@ pub struct Plan {
     pub plain_mtu: Option<u32>,
     /// The smallest MTU of a link that carries wrapped packets, before they are wrapped.
     pub vxlan_mtu: Option<u32>,
+    /// The largest packet that fits into an encrypted one on every way.
+    pub wireguard_mtu: Option<u32>,
     /// What cannot be reached and why.
     pub troubles: Vec<String>,
 }
@@ -48,7 +57,10 @@ pub struct Plan {
 impl Plan {
     /// The largest packet that fits everywhere.
     pub fn mtu(&self) -> Option<u32> {
-        self.plain_mtu.into_iter().chain(self.vxlan_mtu).min()
+        [self.plain_mtu, self.vxlan_mtu, self.wireguard_mtu]
+            .into_iter()
+            .flatten()
+            .min()
     }
 }
 
@@ -96,6 +108,10 @@ pub fn plan(
                 continue;
             }
             taken.push((net, &peer.node));
+            if overlay == Overlay::Wireguard {
+                encrypt(&mut plan, peer, net, &hops);
+                continue;
+            }
             let plain = hops.iter().find_map(|(ip, hop)| {
                 let hop = hop.filter(|h| h.neighbour)?;
                 (ip.is_ipv4() == net.addr().is_ipv4()).then_some((*ip, hop))
@@ -140,6 +156,28 @@ pub fn plan(
     plan
 }
 
+/// Encrypted to the first address that the routing table knows a way to.
+fn encrypt(plan: &mut Plan, peer: &Peer, net: IpNet, hops: &[(IpAddr, Option<Hop>)]) {
+    let reached = hops.iter().find(|(_, hop)| hop.is_some()).or(hops.first());
+    let (Some(key), Some((remote, hop))) = (peer.wireguard, reached) else {
+        plan.troubles.push(format!(
+            "pods of node {} ({net}) are not reached: it has told no key (was its agent started with --overlay wireguard?)",
+            peer.node
+        ));
+        return;
+    };
+    let mtu = hop.map_or(1500, |hop| hop.mtu);
+    least(
+        &mut plan.wireguard_mtu,
+        mtu.saturating_sub(super::encrypted_overhead(remote.is_ipv4())),
+    );
+    plan.ways.push(Way::Wireguard {
+        net,
+        key,
+        remote: *remote,
+    });
+}
+
 fn least(now: &mut Option<u32>, new: u32) {
     *now = Some(now.map_or(new, |old| old.min(new)));
 }
@@ -154,6 +192,7 @@ mod tests {
             node: node.into(),
             ips: ips.iter().map(|i| i.parse().unwrap()).collect(),
             pod_cidrs: nets.iter().map(|n| n.parse().unwrap()).collect(),
+            wireguard: None,
         }
     }
 
@@ -235,6 +274,7 @@ mod tests {
             .iter()
             .map(|w| match w {
                 Way::Plain { via, .. } | Way::Vxlan { via, .. } => via.to_string(),
+                Way::Wireguard { remote, .. } => remote.to_string(),
             })
             .collect();
         assert_eq!(vias, ["192.0.2.2", "2001:db8::2"]);
@@ -244,5 +284,24 @@ mod tests {
             matches!(p.ways[..], [Way::Vxlan { .. }]),
             "a route of one family cannot lead to an address of the other"
         );
+    }
+
+    #[test]
+    fn encrypted_ways_need_the_keys_of_peers() {
+        let mut known = peer("a", &["192.0.2.2"], &["10.42.1.0/24", "fd00:1::/64"]);
+        known.wireguard = Some([7; 32]);
+        let peers = [known, peer("b", &["192.0.2.3"], &["10.42.2.0/24"])];
+        let p = plan(Overlay::Wireguard, &own(), &peers, |_| Some(hop(true)));
+        assert_eq!(p.ways.len(), 2, "both families go to the same peer");
+        assert_eq!(
+            p.ways[0],
+            Way::Wireguard {
+                net: "10.42.1.0/24".parse().unwrap(),
+                key: [7; 32],
+                remote: "192.0.2.2".parse().unwrap()
+            }
+        );
+        assert_eq!((p.mtu(), p.troubles.len()), (Some(1440), 1));
+        assert!(p.troubles[0].contains("node b") && p.troubles[0].contains("--overlay wireguard"));
     }
 }

@@ -1,6 +1,6 @@
 //! Several boxes: on one switch, or each behind a leg of a router.
 
-use amphipod_netplug::{NetConfig, Network, Overlay, Peer};
+use amphipod_netplug::{NetConfig, Network, Overlay, Peer, PrivateKey};
 
 use super::{Ns, TestBox};
 
@@ -92,6 +92,7 @@ impl Fleet {
         let mut config = self.boxes[i].config();
         config.pod_cidrs = vec![format!("10.42.{i}.0/24").parse().unwrap()];
         config.overlay = self.overlay;
+        config.wireguard_key = Some(PrivateKey([i as u8 + 1; 32]));
         config
     }
 
@@ -111,6 +112,7 @@ impl Fleet {
                 node: format!("box{j}"),
                 ips: vec![self.ip(j).parse().unwrap()],
                 pod_cidrs: vec![format!("10.42.{j}.0/24").parse().unwrap()],
+                wireguard: self.boxes[j].net().wireguard_key(),
             })
             .collect()
     }

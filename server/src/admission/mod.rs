@@ -4,10 +4,12 @@
 //! The plugins are those that upstream turns on by default, as far as the kinds they watch over exist here:
 //! <https://kubernetes.io/docs/reference/access-authn-authz/admission-controllers/>.
 
+mod limit_ranger;
 mod namespace;
 mod node_restriction;
 mod node_taint;
 mod priority;
+mod quota;
 mod service_account;
 mod tolerations;
 
@@ -16,10 +18,12 @@ use serde_json::Value;
 
 use crate::registry::{Admission, Operation, Request};
 
+pub use limit_ranger::LimitRanger;
 pub use namespace::NamespaceLifecycle;
 pub use node_restriction::NodeRestriction;
 pub use node_taint::TaintNodesByCondition;
 pub use priority::Priority;
+pub use quota::ResourceQuota;
 pub use service_account::ServiceAccount;
 pub use tolerations::{DefaultTolerationSeconds, DefaultTolerations};
 
@@ -34,11 +38,13 @@ impl Chain {
         Chain {
             plugins: vec![
                 Box::new(NamespaceLifecycle),
+                Box::new(LimitRanger),
                 Box::new(ServiceAccount),
                 Box::new(NodeRestriction),
                 Box::new(TaintNodesByCondition),
                 Box::new(Priority),
                 Box::new(DefaultTolerationSeconds(tolerations)),
+                Box::new(ResourceQuota),
             ],
         }
     }

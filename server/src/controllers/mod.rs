@@ -22,6 +22,7 @@ mod own_node;
 mod pod_control;
 mod pods;
 mod queue;
+mod quota;
 mod replica_set;
 mod token_cleaner;
 
@@ -237,6 +238,7 @@ fn all() -> Vec<Arc<dyn Controller>> {
         Arc::new(token_cleaner::TokenCleaner),
         Arc::new(endpoints::ServiceEndpoints::default()),
         Arc::new(cluster_dns::ClusterDns),
+        Arc::new(quota::ResourceQuotas),
         Arc::new(garbage::GarbageCollector),
         Arc::new(namespace_deletion::NamespaceDeletion),
     ]

@@ -18,7 +18,7 @@ use crate::store::{self, Change, Expect, Key, StoreError, Write};
 const NAME_ATTEMPTS: usize = 8;
 /// How often a write that is not bound to a version is tried again when others write the object at the same time.
 const CONFLICT_ATTEMPTS: usize = 256;
-/// Resources whose writes allocate from what the others of them hold; see `Registry::allocating`.
+/// Resources whose writes allocate from what the others of them hold; see `Registry::allocation`.
 const ALLOCATING: [&str; 1] = ["services"];
 
 /// What came of a commit.
@@ -77,7 +77,7 @@ impl Registry {
             lookup,
         };
         self.admission.admit(&request, &mut object)?;
-        let _allocating = self.allocation(&cx.descriptor).await;
+        let _allocating = self.allocation(cx, Operation::Create).await;
         strategy.prepare_for_create(&self.strategy_context(cx, now), &mut object)?;
         let mut errors =
             metadata::validate_create(&object, cx.descriptor.namespaced(), strategy.name_rule());
@@ -183,7 +183,7 @@ impl Registry {
         mut change: impl FnMut(&Value) -> Result<Value, Status> + Send,
     ) -> Result<Arc<Object>, Status> {
         let table = self.table(&cx.descriptor);
-        let _allocating = self.allocation(&cx.descriptor).await;
+        let _allocating = self.allocation(cx, Operation::Update).await;
         for _ in 0..CONFLICT_ATTEMPTS {
             let stored = table
                 .get(&cx.namespace, name)
@@ -315,13 +315,32 @@ impl Registry {
         }
     }
 
-    async fn allocation(&self, descriptor: &Descriptor) -> Option<tokio::sync::MutexGuard<'_, ()>> {
-        let allocates = ALLOCATING.contains(&&*descriptor.resource());
+    /// One after the other: writes that take from what there is, and must see what the one before took.
+    async fn allocation(
+        &self,
+        cx: &Context,
+        operation: Operation,
+    ) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        let grows = operation == Operation::Create || cx.subresource.as_deref() == Some("resize");
+        let allocates = ALLOCATING.contains(&&*cx.descriptor.resource())
+            || (grows && self.has_quota(&cx.namespace));
         if allocates {
             Some(self.allocating.lock().await)
         } else {
             None
         }
+    }
+
+    fn has_quota(&self, namespace: &str) -> bool {
+        let mut found = false;
+        if let Some(quotas) = self
+            .cache
+            .table("resourcequotas")
+            .filter(|_| !namespace.is_empty())
+        {
+            quotas.for_each(Some(namespace), |_| found = true);
+        }
+        found
     }
 
     /// Reads a body.

@@ -5,6 +5,7 @@
 //!
 //! **Invariant:** nothing here knows how objects are stored or served; all of it is functions over JSON values.
 
+pub mod amounts;
 mod catalog;
 mod common;
 mod descriptor;
@@ -12,6 +13,7 @@ pub mod kinds;
 pub mod schema;
 mod strategy;
 pub mod table;
+pub mod usage;
 pub mod validate;
 
 pub use catalog::Catalog;

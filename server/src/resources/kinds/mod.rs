@@ -16,10 +16,13 @@ mod config;
 mod csr;
 mod endpoints;
 mod event;
+mod ingress;
 mod lease;
+mod limits;
 mod namespace;
 mod node;
 mod pod;
+mod pod_template;
 mod policy;
 mod rbac;
 mod replica_set;
@@ -27,6 +30,7 @@ mod reviews;
 mod service;
 mod workload;
 
+pub use limits::{quota_covers, quota_is_scoped};
 pub use pod::default_pod;
 
 pub(super) const META_NAME_DOC: &str = "Name of the object, unique within its namespace.";
@@ -39,10 +43,13 @@ pub fn all() -> Vec<Descriptor> {
         config::config_map(),
         endpoints::endpoints(),
         event::core_event(),
+        limits::limit_range(),
         namespace::descriptor(),
         node::descriptor(),
         pod::descriptor(),
+        pod_template::descriptor(),
         replica_set::replication_controller(),
+        limits::resource_quota(),
         config::secret(),
         account::service_account(),
         service::descriptor(),
@@ -56,6 +63,8 @@ pub fn all() -> Vec<Descriptor> {
         lease::descriptor(),
         endpoints::endpoint_slice(),
         event::event(),
+        ingress::ingress_class(),
+        ingress::ingress(),
         policy::network_policy(),
         rbac::cluster_role_binding(),
         rbac::cluster_role(),

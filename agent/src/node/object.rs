@@ -275,7 +275,42 @@ pub fn patch(theirs: &Value, ours: &Value, due: bool) -> Option<Map<String, Valu
         }
         patch.insert(field.clone(), value);
     }
+    let handed_on = handed_on(theirs);
+    if !handed_on.is_empty()
+        && let Some(allocatable) = patch
+            .entry("allocatable")
+            .or_insert_with(|| json!({}))
+            .as_object_mut()
+    {
+        allocatable.extend(handed_on);
+    }
     (!patch.is_empty()).then_some(patch)
+}
+
+/// Extended resources that others put into our capacity are for pods, all of them; those that are not there any more are not
+/// (<https://kubernetes.io/docs/tasks/administer-cluster/extended-resource-node/>). What is to change in `allocatable`, `null` for what goes.
+fn handed_on(theirs: &Value) -> Map<String, Value> {
+    let amounts = |field: &str| {
+        let all = theirs[field].as_object().into_iter().flatten();
+        all.filter(|(name, _)| is_extended(name))
+    };
+    let mut change = Map::new();
+    for (name, amount) in amounts("capacity") {
+        if theirs["allocatable"][name] != *amount {
+            change.insert(name.clone(), amount.clone());
+        }
+    }
+    for (name, _) in amounts("allocatable") {
+        if theirs["capacity"][name].is_null() {
+            change.insert(name.clone(), Value::Null);
+        }
+    }
+    change
+}
+
+/// Whether a resource is of a domain that is not Kubernetes' own.
+fn is_extended(name: &str) -> bool {
+    name.contains('/') && !name.contains("kubernetes.io/") && !name.starts_with("requests.")
 }
 
 /// Whether all of our conditions are among theirs, whatever the heartbeat times.
@@ -399,7 +434,7 @@ mod tests {
         let (m, c) = (machine(), config());
         let ours = status(&facts(&m, &c, None, 0), &Value::Null);
         let mut theirs = ours.clone();
-        theirs["capacity"]["example.com/dongle"] = "4".into();
+        theirs["capacity"]["kubernetes.io/thing"] = "4".into();
         theirs["capacity"]["memory"] = "1Gi".into();
         theirs["phase"] = "Running".into();
         let others = json!({"type": "NetworkUnavailable", "status": "False"});
@@ -415,5 +450,26 @@ mod tests {
         assert_eq!(addresses[0], json!({"$patch": "replace"}));
         assert_eq!(addresses[1]["type"], "Hostname");
         assert!(patch(&Value::Null, &ours, false).is_some());
+    }
+
+    #[test]
+    fn extended_resources_that_others_advertise_are_handed_on_to_pods() {
+        let (m, c) = (machine(), config());
+        let ours = status(&facts(&m, &c, None, 0), &Value::Null);
+        let mut theirs = ours.clone();
+        theirs["capacity"]["example.com/dongle"] = "4".into();
+        let told = patch(&theirs, &ours, false).unwrap();
+        assert_eq!(
+            Value::Object(told),
+            json!({"allocatable": {"example.com/dongle": "4"}})
+        );
+        theirs["allocatable"]["example.com/dongle"] = "4".into();
+        assert_eq!(patch(&theirs, &ours, false), None);
+        theirs["capacity"] = ours["capacity"].clone();
+        let told = patch(&theirs, &ours, false).unwrap();
+        assert_eq!(
+            Value::Object(told),
+            json!({"allocatable": {"example.com/dongle": null}})
+        );
     }
 }

@@ -12,6 +12,8 @@ use super::zone::{Fact, Meaning, Zone, reverse_address};
 /// What we accept and send by UDP: fits any path without fragments (DNS flag day 2020).
 pub const UDP_ROOM: u16 = 1232;
 const PLAIN_UDP_ROOM: u16 = 512;
+/// Records that a question may carry.
+const MAX_RECORDS: usize = 4;
 /// How many aliases are followed.
 const MAX_ALIASES: usize = 8;
 
@@ -61,7 +63,11 @@ impl Responder {
         if !is_question {
             return Outcome::Ignore;
         }
-        let Ok(request) = Message::from_vec(packet) else {
+        // A question comes alone (RFC 9619), with EDNS and a signature at most; a packet of thousands of records is not even read.
+        let number = |at: usize| usize::from(u16::from_be_bytes([packet[at], packet[at + 1]]));
+        let readable = number(4) == 1 && number(6) + number(8) + number(10) <= MAX_RECORDS;
+        let request = readable.then(|| Message::from_vec(packet));
+        let Some(Ok(request)) = request else {
             let id = u16::from_be_bytes([packet[0], packet[1]]);
             return Outcome::Answer(encode(
                 &Message::error_msg(id, OpCode::Query, ResponseCode::FormErr),
@@ -577,6 +583,20 @@ mod tests {
         .unwrap();
         versioned.edns.as_mut().unwrap().set_version(1);
         assert_eq!(u16::from(code(&versioned.to_vec().unwrap())), 16, "BADVERS");
+    }
+
+    /// Their answer, which repeats them, might not fit into any packet.
+    #[test]
+    fn more_questions_than_one_are_refused_unread() {
+        let mut packet = question("web.ns.svc.cluster.local", RecordType::A, None);
+        let count = 9000u16;
+        packet[4..6].copy_from_slice(&count.to_be_bytes());
+        for _ in 1..count {
+            packet.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1]);
+        }
+        let refusal = answer(&packet, true);
+        assert_eq!(refusal.metadata.response_code, ResponseCode::FormErr);
+        assert!(refusal.queries.is_empty());
     }
 
     #[test]

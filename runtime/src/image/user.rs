@@ -124,8 +124,8 @@ fn passwd_lines(file: &[u8]) -> impl Iterator<Item = PasswdLine> {
         let mut fields = line.split(':');
         let name = fields.next()?.to_owned();
         let mut numbers = fields.skip(1);
-        let uid = numbers.next()?.parse().ok()?;
-        let gid = numbers.next()?.parse().ok()?;
+        let uid = id(numbers.next()?)?;
+        let gid = id(numbers.next()?)?;
         let home = numbers.nth(1).unwrap_or_default().to_owned();
         Some(PasswdLine {
             name,
@@ -140,7 +140,7 @@ fn group_lines(file: &[u8]) -> impl Iterator<Item = GroupLine> {
     lines(file).filter_map(|line| {
         let mut fields = line.split(':');
         let name = fields.next()?.to_owned();
-        let gid = fields.nth(1)?.parse().ok()?;
+        let gid = id(fields.nth(1)?)?;
         let members = fields.next().unwrap_or_default();
         let members = members
             .split(',')
@@ -149,6 +149,11 @@ fn group_lines(file: &[u8]) -> impl Iterator<Item = GroupLine> {
             .collect();
         Some(GroupLine { name, gid, members })
     })
+}
+
+/// A user's or group's number in a file; a line with the number that is none (-1) is no line.
+fn id(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|id| *id != u32::MAX)
 }
 
 /// A number, if `text` is one; -1 means "no change" to the kernel and is never a user.
@@ -162,7 +167,8 @@ fn number(text: &str) -> Result<Option<u32>, UserError> {
     }
 }
 
-fn resolve_in(passwd: &[u8], group: &[u8], spec: &str) -> Result<ResolvedUser, UserError> {
+/// As [`resolve`], with the two files' contents.
+pub fn resolve_in(passwd: &[u8], group: &[u8], spec: &str) -> Result<ResolvedUser, UserError> {
     let (user, wanted_group) = spec.split_once(':').unwrap_or((spec, ""));
     let user = if user.is_empty() { "0" } else { user };
     let uid = number(user)?;
@@ -211,6 +217,16 @@ mod tests {
 
     const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/sh\n# comment\nbroken\napp:x:1000:1001:,,,:/home/app:/bin/sh\n\
         web:x:33:33::/var/www:/usr/sbin/nologin\n";
+    /// -1 to the kernel, which takes it for "leave as it is".
+    #[test]
+    fn the_number_that_is_none_is_nobodys() {
+        let passwd = b"ghost:x:4294967295:0::/:\nhalf:x:7:4294967295::/:\n";
+        let group = b"ghosts:x:4294967295:half\n";
+        for spec in ["ghost", "half", "0:ghosts", "4294967295"] {
+            assert!(resolve_in(passwd, group, spec).is_err(), "{spec}");
+        }
+    }
+
     const GROUP: &[u8] =
         b"root:x:0:\napp:x:1001:\nwww:x:33:web\ndisk:x:6:app,web\naudio:x:29:app\n";
 
@@ -222,6 +238,7 @@ mod tests {
     #[test]
     fn users_and_groups_are_found_by_name_and_number() {
         assert_eq!(ids(""), (0, 0, vec![]));
+
         assert_eq!(ids("app"), (1000, 1001, vec![6, 29]));
         assert_eq!(ids("1000"), (1000, 1001, vec![6, 29]));
         assert_eq!(ids("app:www"), (1000, 33, vec![6, 29]));

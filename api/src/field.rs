@@ -1,5 +1,6 @@
 //! Field paths and field errors, with the texts of apimachinery's `field` package (v1.36).
 
+use std::collections::HashSet;
 use std::fmt;
 
 use serde_json::Value;
@@ -290,13 +291,9 @@ impl std::error::Error for FieldError {}
 
 /// Joins errors as an apimachinery Aggregate prints: duplicates once, one alone bare, several as `[a, b]`.
 pub fn aggregate(errors: &[FieldError]) -> String {
-    let mut texts: Vec<String> = Vec::new();
-    for error in errors {
-        let text = error.to_string();
-        if !texts.contains(&text) {
-            texts.push(text);
-        }
-    }
+    let mut seen = HashSet::with_capacity(errors.len());
+    let mut texts: Vec<String> = errors.iter().map(FieldError::to_string).collect();
+    texts.retain(|text| seen.insert(text.clone()));
     match texts.len() {
         1 => texts.swap_remove(0),
         _ => format!("[{}]", texts.join(", ")),

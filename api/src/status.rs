@@ -153,6 +153,9 @@ impl fmt::Display for Status {
 
 impl std::error::Error for Status {}
 
+/// The most errors of one object that are told; nobody mends more at once, and a hostile object has a hundred thousand.
+const MAX_CAUSES: usize = 1000;
+
 impl Status {
     /// A failure with any code, reason and message, and no details.
     pub fn failure(code: u16, reason: Reason, message: impl Into<String>) -> Status {
@@ -270,6 +273,7 @@ impl Status {
 
     /// 422 `Pod "x" is invalid: spec.containers: Required value`; several errors print as `[a, b]`.
     pub fn invalid(kind: &GroupKind, name: &str, errors: &[FieldError]) -> Status {
+        let errors = &errors[..errors.len().min(MAX_CAUSES)];
         let mut message = format!("{kind} {} is invalid", quote(name));
         if !errors.is_empty() {
             message.push_str(": ");

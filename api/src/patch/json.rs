@@ -10,6 +10,9 @@ pub const MAX_OPERATIONS: usize = 10_000;
 /// Most bytes (roughly) that `copy` operations may add to a document, as upstream's limit on resource size.
 const MAX_COPIED: usize = 3 * 1024 * 1024;
 
+/// Most places (in sum) by which operations may move the elements of lists, to insert or remove one: half a second's work.
+const MAX_MOVED: usize = 50_000_000;
+
 /// Deepest nesting that a patch may cause; requests themselves come with at most 128 levels.
 const MAX_DEPTH: usize = 1024;
 
@@ -26,6 +29,7 @@ pub fn apply_json_patch(document: &mut Value, patch: &Value) -> Result<(), Patch
     }
     let mut work = Work {
         copied: 0,
+        moved: 0,
         depth: REQUEST_DEPTH,
     };
     for operation in operations {
@@ -40,11 +44,23 @@ const REQUEST_DEPTH: usize = 128;
 /// What the operations so far have caused.
 struct Work {
     copied: usize,
+    moved: usize,
     /// An upper bound of the document's depth.
     depth: usize,
 }
 
 impl Work {
+    /// So many elements of a list are moved by one place.
+    fn shift(&mut self, elements: usize) -> Result<(), PatchError> {
+        self.moved = self.moved.saturating_add(elements);
+        if self.moved > MAX_MOVED {
+            return Err(PatchError::TooLarge(
+                "the patch inserts or removes too often in too long lists".into(),
+            ));
+        }
+        Ok(())
+    }
+
     /// Something at most so deep is put `to` levels down.
     fn nest(&mut self, depth: usize, to: usize) -> Result<(), PatchError> {
         self.depth = self.depth.max(to.saturating_add(depth));
@@ -89,9 +105,9 @@ fn apply(document: &mut Value, operation: &Value, work: &mut Work) -> Result<(),
     match op {
         "add" => {
             work.nest(REQUEST_DEPTH, path.tokens.len())?;
-            path.add(document, value()?.clone(), op)
+            path.add(document, value()?.clone(), op, work)
         }
-        "remove" => path.remove(document, op).map(drop),
+        "remove" => path.remove(document, op, work).map(drop),
         "replace" => {
             work.nest(REQUEST_DEPTH, path.tokens.len())?;
             path.replace(document, value()?.clone())
@@ -107,8 +123,8 @@ fn apply(document: &mut Value, operation: &Value, work: &mut Work) -> Result<(),
                 work.depth.saturating_sub(from.tokens.len()),
                 path.tokens.len(),
             )?;
-            let value = from.remove(document, op)?;
-            path.add(document, value, op)
+            let value = from.remove(document, op, work)?;
+            path.add(document, value, op, work)
         }
         "copy" => {
             let from = path_of("from")?;
@@ -127,7 +143,7 @@ fn apply(document: &mut Value, operation: &Value, work: &mut Work) -> Result<(),
                     work.copied
                 )));
             }
-            path.add(document, value, op)
+            path.add(document, value, op, work)
         }
         "test" => {
             let expected = member("value").unwrap_or(&Value::Null);
@@ -255,7 +271,13 @@ impl Pointer {
         }
     }
 
-    fn add(&self, document: &mut Value, new: Value, op: &str) -> Result<(), PatchError> {
+    fn add(
+        &self,
+        document: &mut Value,
+        new: Value,
+        op: &str,
+        work: &mut Work,
+    ) -> Result<(), PatchError> {
         if self.tokens.is_empty() {
             *document = new;
             return Ok(());
@@ -274,6 +296,7 @@ impl Pointer {
                 let at = at
                     .filter(|at| *at <= items.len())
                     .ok_or_else(|| self.bad_index(op, last))?;
+                work.shift(items.len() - at)?;
                 items.insert(at, new);
             }
             _ => {}
@@ -281,7 +304,7 @@ impl Pointer {
         Ok(())
     }
 
-    fn remove(&self, document: &mut Value, op: &str) -> Result<Value, PatchError> {
+    fn remove(&self, document: &mut Value, op: &str, work: &mut Work) -> Result<Value, PatchError> {
         let (parent, last) = self.parent(document, op)?;
         match parent {
             Value::Object(map) => map.remove(last).ok_or_else(|| {
@@ -290,7 +313,10 @@ impl Pointer {
                 ))
             }),
             Value::Array(items) => match index(last, items.len()).filter(|at| *at < items.len()) {
-                Some(at) => Ok(items.remove(at)),
+                Some(at) => {
+                    work.shift(items.len() - at)?;
+                    Ok(items.remove(at))
+                }
                 None => Err(self.bad_index(op, last)),
             },
             _ => Ok(Value::Null),

@@ -1,6 +1,8 @@
 //! `metadata`: what the server fills in, what a client may not change, and what is valid, for all kinds alike.
 //! Behaviour of apiserver's `registry/rest` and apimachinery's `validation/objectmeta.go` (v1.36).
 
+use std::collections::HashSet;
+
 use amphipod_api::{FieldError, FieldPath, meta, names, time};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
@@ -119,7 +121,7 @@ pub fn validate_create(
 pub fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
     if meta::is_deleting(old) {
-        let had: Vec<&str> = meta::finalizers(old).collect();
+        let had: HashSet<&str> = meta::finalizers(old).collect();
         let mut added: Vec<&str> = meta::finalizers(new)
             .filter(|finalizer| !had.contains(finalizer))
             .collect();

@@ -208,6 +208,10 @@ impl Seed<'_> {
     }
 
     fn mismatch_as(&self, found: &str, wanted: &str) -> Option<Value> {
+        // Only the first error is told; a hostile body has a million.
+        if self.notes.error.borrow().is_some() {
+            return None;
+        }
         let text = match self.owner {
             None => format!("json: cannot unmarshal {found} into Go value of type {wanted}"),
             Some(owner) => {

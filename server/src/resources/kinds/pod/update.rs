@@ -1,5 +1,7 @@
 //! What may change in a pod: <https://kubernetes.io/docs/concepts/workloads/pods/#pod-update-and-replacement>.
 
+use std::collections::{HashMap, HashSet};
+
 use amphipod_api::meta::{array_at, at, i64_at, str_at};
 use amphipod_api::text::go_json;
 use amphipod_api::{FieldError, FieldPath};
@@ -37,7 +39,8 @@ pub fn validate(new: &Value, old: &Value) -> Errors {
     tolerations(new, old, &mut errors);
     let gates = |v: &'_ Value| array_at(v, &["spec", "schedulingGates"]).to_vec();
     let (now, before) = (gates(new), gates(old));
-    for gate in now.iter().filter(|g| !before.contains(g)) {
+    let before: HashSet<String> = before.iter().map(Value::to_string).collect();
+    for gate in now.iter().filter(|g| !before.contains(&g.to_string())) {
         let why = format!(
             "only deletion is allowed, but found new scheduling gate '{}'",
             str_at(gate, &["name"])
@@ -110,18 +113,17 @@ fn deadline(new: &Value, old: &Value, errors: &mut Errors) {
 /// Tolerations may be added, and the seconds of those there are may change.
 fn tolerations(new: &Value, old: &Value, errors: &mut Errors) {
     let list = |v: &'_ Value| array_at(v, &["spec", "tolerations"]).to_vec();
-    let without_seconds = |t: &Value| {
-        let mut t = t.clone();
+    // Keys of a map are in order, so equal ones print alike.
+    let without_seconds = |mut t: Value| {
         if let Some(map) = t.as_object_mut() {
             map.remove("tolerationSeconds");
         }
-        t
+        t.to_string()
     };
-    let now = list(new);
-    let kept = list(old).iter().all(|before| {
-        now.iter()
-            .any(|t| without_seconds(t) == without_seconds(before))
-    });
+    let now: HashSet<String> = list(new).into_iter().map(without_seconds).collect();
+    let kept = list(old)
+        .into_iter()
+        .all(|before| now.contains(&without_seconds(before)));
     if !kept {
         errors.push(FieldError::forbidden(
             SPEC.child("tolerations"),
@@ -162,6 +164,16 @@ fn diff_into(path: &str, old: Option<&Value>, new: Option<&Value>, lines: &mut V
     }
 }
 
+/// Where each named item of a list is; the first of those with the same name.
+fn places(list: &[Value]) -> HashMap<&str, usize> {
+    let named = list
+        .iter()
+        .enumerate()
+        .map(|(at, item)| (str_at(item, &["name"]), at));
+    // The last one put in stays.
+    named.rev().collect()
+}
+
 /// An update through `status`.
 pub fn validate_status(new: &Value, old: &Value) -> Errors {
     let mut errors = Vec::new();
@@ -179,6 +191,8 @@ pub fn validate_status(new: &Value, old: &Value) -> Errors {
     if str_at(new, &["spec", "restartPolicy"]) != "Always" {
         // A container of such a pod that has ended does not come back.
         let never = str_at(new, &["spec", "restartPolicy"]) == "Never";
+        let list = array_at(new, &["status", "containerStatuses"]);
+        let now = places(list);
         for before in array_at(old, &["status", "containerStatuses"]) {
             let Some(end) = before.pointer("/state/terminated") else {
                 continue;
@@ -187,9 +201,7 @@ pub fn validate_status(new: &Value, old: &Value) -> Errors {
                 continue;
             }
             let name = str_at(before, &["name"]);
-            let list = array_at(new, &["status", "containerStatuses"]);
-            let now = list.iter().position(|s| str_at(s, &["name"]) == name);
-            if let Some(index) = now
+            if let Some(&index) = now.get(name)
                 && list[index].pointer("/state/terminated").is_none()
             {
                 let path = status.child("containerStatuses");
@@ -217,9 +229,10 @@ pub fn validate_ephemeral(new: &Value, old: &Value) -> Errors {
     let path = SPEC.child("ephemeralContainers");
     let mut errors = rules::pod_spec(&new["spec"], &SPEC, rules::Where::Pod);
     let list = array_at(new, &["spec", "ephemeralContainers"]);
+    let now = places(list);
     for before in array_at(old, &["spec", "ephemeralContainers"]) {
         let name = str_at(before, &["name"]);
-        match list.iter().position(|c| str_at(c, &["name"]) == name) {
+        match now.get(name).copied() {
             None => {
                 let why = format!("existing ephemeral containers {name:?} may not be removed\n");
                 errors.push(FieldError::forbidden(path, why));
@@ -245,11 +258,9 @@ pub fn take_resize(new: &mut Value, old: &Value) {
     keep(new, old, "spec");
     keep(new, old, "metadata");
     for list in ["containers", "initContainers"] {
+        let before = places(array_at(old, &["spec", list]));
         for container in array_at(&wanted, &[list]) {
-            let name = str_at(container, &["name"]);
-            let index = array_at(new, &["spec", list])
-                .iter()
-                .position(|c| str_at(c, &["name"]) == name);
+            let index = before.get(str_at(container, &["name"]));
             let Some(target) = index.and_then(|i| new.pointer_mut(&format!("/spec/{list}/{i}")))
             else {
                 continue;

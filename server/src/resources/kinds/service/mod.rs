@@ -4,6 +4,8 @@ mod allocate;
 mod print;
 mod validate;
 
+use std::collections::{HashMap, HashSet};
+
 use amphipod_api::meta::{array_at, at, str_at};
 use amphipod_api::{FieldError, Status, names};
 use jiff::Timestamp;
@@ -268,19 +270,18 @@ fn keep_allocated(new: &mut Value, old: &Value) {
         }
     }
     if needs_node_ports(new) && needs_node_ports(old) {
-        let key = |p: &Value| (str_at(p, &["protocol"]).to_owned(), p["port"].clone());
-        let used: Vec<Value> = ports(new).iter().map(|p| p["nodePort"].clone()).collect();
+        let key = |p: &Value| (str_at(p, &["protocol"]).to_owned(), p["port"].as_i64());
+        let used: HashSet<Option<i64>> =
+            ports(new).iter().map(|p| p["nodePort"].as_i64()).collect();
+        let before: HashMap<_, _> = ports(old).iter().rev().map(|p| (key(p), p)).collect();
         for port in items_mut(spec_mut(new), "ports") {
             if port.contains_key("nodePort") {
                 continue;
             }
             let wanted = key(&Value::Object(port.clone()));
-            let before = ports(old)
-                .iter()
-                .find(|p| key(p) == wanted)
-                .and_then(|p| p.get("nodePort"));
+            let before = before.get(&wanted).and_then(|p| p.get("nodePort"));
             if let Some(number) = before
-                && !used.contains(number)
+                && !used.contains(&number.as_i64())
             {
                 port.insert("nodePort".into(), number.clone());
             }

@@ -228,7 +228,10 @@ impl Check<'_> {
 
     fn mounts(&self, container: &Value, path: &FieldPath, errors: &mut Errors) {
         let mut mount_paths = HashSet::new();
-        let devices = array_at(container, &["volumeDevices"]);
+        let devices: HashSet<&str> = array_at(container, &["volumeDevices"])
+            .iter()
+            .map(|device| str_at(device, &["name"]))
+            .collect();
         for (index, mount) in array_at(container, &["volumeMounts"]).iter().enumerate() {
             let path = path.index(index);
             let name = str_at(mount, &["name"]);
@@ -249,7 +252,7 @@ impl Check<'_> {
                     "must be unique",
                 ));
             }
-            if devices.iter().any(|d| str_at(d, &["name"]) == name) {
+            if devices.contains(name) {
                 errors.push(FieldError::invalid(
                     path.child("name"),
                     name,

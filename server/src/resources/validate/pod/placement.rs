@@ -1,5 +1,7 @@
 //! Where pods may go: affinity, tolerations, spreading.
 
+use std::collections::HashMap;
+
 use amphipod_api::meta::{array_at, i64_at, str_at};
 use amphipod_api::{FieldError, FieldPath, names};
 use serde_json::Value;
@@ -229,6 +231,13 @@ pub fn tolerations(list: &[Value], path: &FieldPath, errors: &mut Errors) {
 
 /// `topologySpreadConstraints`
 pub fn spread(list: &[Value], path: &FieldPath, errors: &mut Errors) {
+    // How many constraints with the same key and action are still to come.
+    let mut left: HashMap<(&str, &str), usize> = HashMap::new();
+    for constraint in list {
+        let key = str_at(constraint, &["topologyKey"]);
+        let action = str_at(constraint, &["whenUnsatisfiable"]);
+        *left.entry((key, action)).or_default() += 1;
+    }
     for (index, constraint) in list.iter().enumerate() {
         let here = path.index(index);
         let skew = i64_at(constraint, &["maxSkew"]).unwrap_or(0);
@@ -260,11 +269,9 @@ pub fn spread(list: &[Value], path: &FieldPath, errors: &mut Errors) {
             &["DoNotSchedule", "ScheduleAnyway"],
             errors,
         );
-        let same = |other: &Value| {
-            str_at(other, &["topologyKey"]) == key
-                && str_at(other, &["whenUnsatisfiable"]) == action
-        };
-        if list[index + 1..].iter().any(same) {
+        let rest = left.entry((key, action)).or_default();
+        *rest = rest.saturating_sub(1);
+        if *rest > 0 {
             let pair = format!("{{{key}, {action}}}");
             errors.push(FieldError::duplicate(
                 here.child("{topologyKey, whenUnsatisfiable}"),

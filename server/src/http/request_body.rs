@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::holding::{Budget, Held, SMALL};
 use super::protobuf;
 use crate::registry::Input;
+use crate::resources::schema::yaml;
 use crate::resources::{Catalog, kinds};
 
 /// The largest body that is read, as upstream.
@@ -188,6 +189,9 @@ pub fn value(
         Syntax::Json | Syntax::Protobuf => {
             serde_json::from_slice(&bytes).map_err(|e| broken(e.to_string()))
         }
-        Syntax::Yaml => serde_yaml_ng::from_slice(&bytes).map_err(|e| broken(e.to_string())),
+        Syntax::Yaml => {
+            yaml::check(&bytes).map_err(broken)?;
+            serde_yaml_ng::from_slice(&bytes).map_err(|e| broken(e.to_string()))
+        }
     }
 }

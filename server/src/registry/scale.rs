@@ -12,6 +12,7 @@ use super::{Context, Input, Registry};
 use crate::cache::Object;
 use crate::resources::SubresourceKind;
 use crate::resources::schema::Ty;
+use crate::resources::schema::yaml;
 
 /// Where the numbers are in the object.
 struct Paths<'a> {
@@ -151,6 +152,7 @@ fn decode(input: &Input) -> Result<Value, Status> {
             serde_json::from_slice(body).map_err(|error| bad(error.to_string()))?
         }
         Input::Yaml(body) => {
+            yaml::check(body).map_err(bad)?;
             serde_yaml_ng::from_slice(body).map_err(|error| bad(error.to_string()))?
         }
     };

@@ -11,7 +11,7 @@ use serde_json::{Map, Number, Value};
 
 use super::syntax::go_syntax_error;
 use super::time::{micro_time, whole_time};
-use super::{Struct, Ty};
+use super::{Struct, Ty, yaml};
 
 /// A body that was read.
 #[derive(Debug)]
@@ -79,6 +79,7 @@ pub fn decode_json(ty: &Ty, body: &[u8]) -> Result<Decoded, DecodeError> {
 
 /// Reads one YAML document.
 pub fn decode_yaml(ty: &Ty, body: &[u8]) -> Result<Decoded, DecodeError> {
+    yaml::check(body).map_err(DecodeError::Syntax)?;
     read(ty, serde_yaml_ng::Deserializer::from_slice(body))
         .map_err(|e| DecodeError::Syntax(e.to_string()))?
 }

@@ -8,6 +8,7 @@ mod decode;
 mod facts;
 mod syntax;
 mod time;
+pub mod yaml;
 
 use std::sync::{Arc, OnceLock};
 

@@ -21,7 +21,7 @@ mod gc;
 mod handle;
 mod join;
 mod node;
-mod node_api;
+pub mod node_api;
 mod peers;
 pub mod pod;
 mod pods;

@@ -33,7 +33,7 @@
 
 mod config;
 mod conntrack;
-mod dns;
+pub mod dns;
 mod error;
 mod firewall;
 mod ledger;

@@ -7,14 +7,14 @@
 
 mod handlers;
 mod logs;
-mod mux;
+pub mod mux;
 mod port_forward;
 mod remote;
 mod request;
-mod spdy;
+pub mod spdy;
 mod stats;
 mod upgrade;
-mod websocket;
+pub mod websocket;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;

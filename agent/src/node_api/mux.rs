@@ -14,7 +14,7 @@ use tokio_util::io::StreamReader;
 use tokio_util::sync::PollSender;
 
 /// Messages that may wait in one direction of one stream.
-pub(super) const QUEUE: usize = 8;
+pub const QUEUE: usize = 8;
 
 /// How long a client may take to hang up after everything was said.
 pub(super) const LINGER: std::time::Duration = std::time::Duration::from_secs(5);
@@ -24,7 +24,7 @@ const CHUNK: usize = 32 * 1024;
 
 /// What a writing task is asked to send.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Out {
+pub enum Out {
     /// Bytes of a stream; `end` is the end of that direction of the stream. May be empty.
     Data {
         channel: u32,
@@ -40,7 +40,7 @@ pub(super) enum Out {
 }
 
 /// The reading half of a stream: what the reading task put into `receiver`, until it drops the sender.
-pub(super) fn reader(receiver: mpsc::Receiver<Bytes>) -> impl AsyncRead + Send + Unpin {
+pub fn reader(receiver: mpsc::Receiver<Bytes>) -> impl AsyncRead + Send + Unpin {
     let mut receiver = receiver;
     StreamReader::new(futures_util::stream::poll_fn(move |cx| {
         receiver
@@ -51,14 +51,14 @@ pub(super) fn reader(receiver: mpsc::Receiver<Bytes>) -> impl AsyncRead + Send +
 
 /// The writing half of a stream. Shutting it down ends the stream in that direction; dropping it does not.
 #[derive(Debug)]
-pub(super) struct Writer {
+pub struct Writer {
     channel: u32,
     sender: PollSender<Out>,
     ended: bool,
 }
 
 impl Writer {
-    pub(super) fn new(channel: u32, sender: mpsc::Sender<Out>) -> Writer {
+    pub fn new(channel: u32, sender: mpsc::Sender<Out>) -> Writer {
         Writer {
             channel,
             sender: PollSender::new(sender),

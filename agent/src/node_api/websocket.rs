@@ -25,7 +25,7 @@ const CLOSE: u8 = 255;
 
 /// How messages carry channels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Encoding {
+pub enum Encoding {
     Binary,
     Base64,
 }
@@ -41,7 +41,7 @@ async fn server_side<T: AsyncRead + AsyncWrite + Unpin>(io: T) -> WebSocketStrea
 }
 
 /// A byte stream through binary messages, for SPDY tunnelled in a WebSocket (port-forward of kubectl 1.31 and newer).
-pub(crate) async fn tunnel<T>(io: T) -> impl AsyncRead + AsyncWrite + Send
+pub async fn tunnel<T>(io: T) -> impl AsyncRead + AsyncWrite + Send
 where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -65,16 +65,16 @@ where
 
 /// Channels of one connection as their handler holds them. The connection is closed, after everything was sent, when this and all
 /// writers made from [`Channels::out`] are gone.
-pub(crate) struct Channels {
-    pub(crate) out: mpsc::Sender<Out>,
+pub struct Channels {
+    pub out: mpsc::Sender<Out>,
     /// What the client sends, by channel; made for the channels that [`channels`] was given.
-    pub(crate) inputs: HashMap<u8, mpsc::Receiver<Bytes>>,
+    pub inputs: HashMap<u8, mpsc::Receiver<Bytes>>,
     /// Ends when the client is gone.
-    pub(crate) closed: tokio::sync::oneshot::Receiver<()>,
+    pub closed: tokio::sync::oneshot::Receiver<()>,
 }
 
 /// Serves a channel protocol on `io`, listening to the channels `inputs`.
-pub(crate) async fn channels<T>(io: T, encoding: Encoding, inputs: &[u8]) -> Channels
+pub async fn channels<T>(io: T, encoding: Encoding, inputs: &[u8]) -> Channels
 where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -170,7 +170,7 @@ fn encode(encoding: Encoding, channel: u8, bytes: &[u8]) -> Message {
 }
 
 /// Sends everything from `from` as binary messages without channels (`binary.k8s.io`), or as base64 text; for logs.
-pub(crate) async fn copy_out<T>(
+pub async fn copy_out<T>(
     io: T,
     encoding: Encoding,
     mut from: impl AsyncRead + Unpin,

@@ -138,8 +138,8 @@ fn reread(path: &Path, changed: &mut Option<SystemTime>) -> Option<Vec<SocketAdd
     Some(nameservers(&fs::read_to_string(path).unwrap_or_default()))
 }
 
-/// `man 5 resolv.conf`
-fn nameservers(text: &str) -> Vec<SocketAddr> {
+/// The addresses of the `nameserver` lines (`man 5 resolv.conf`), at port 53.
+pub fn nameservers(text: &str) -> Vec<SocketAddr> {
     let server = |line: &str| {
         let mut words = line.split_ascii_whitespace();
         let address = words
@@ -156,7 +156,7 @@ fn nameservers(text: &str) -> Vec<SocketAddr> {
 }
 
 /// Whether a packet answers a question: same id, and the same question byte by byte, so that also the case of the letters guards against forgery.
-fn answers(question: &[u8], id: [u8; 2], packet: &[u8]) -> bool {
+pub fn answers(question: &[u8], id: [u8; 2], packet: &[u8]) -> bool {
     let Some(end) = question_end(question) else {
         return false;
     };

@@ -1,9 +1,9 @@
 //! DNS of the box: answers for services and pods from memory, forwards the rest.
 
-mod answer;
-mod forward;
+pub mod answer;
+pub mod forward;
 mod records;
-mod zone;
+pub mod zone;
 
 use std::io;
 use std::net::SocketAddr;

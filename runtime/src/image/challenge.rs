@@ -2,17 +2,17 @@
 
 /// One scheme with its parameters.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Challenge {
+pub struct Challenge {
     scheme: String,
     parameters: Vec<(String, String)>,
 }
 
 impl Challenge {
-    pub(crate) fn is(&self, scheme: &str) -> bool {
+    pub fn is(&self, scheme: &str) -> bool {
         self.scheme.eq_ignore_ascii_case(scheme)
     }
 
-    pub(crate) fn get(&self, name: &str) -> Option<&str> {
+    pub fn get(&self, name: &str) -> Option<&str> {
         self.parameters
             .iter()
             .find(|(n, _)| n.eq_ignore_ascii_case(name))
@@ -21,7 +21,7 @@ impl Challenge {
 }
 
 /// Reads all challenges of all header values; what cannot be understood is left out.
-pub(crate) fn challenges<'a>(headers: impl Iterator<Item = &'a str>) -> Vec<Challenge> {
+pub fn challenges<'a>(headers: impl Iterator<Item = &'a str>) -> Vec<Challenge> {
     let mut found: Vec<Challenge> = Vec::new();
     for header in headers {
         let mut rest = header;

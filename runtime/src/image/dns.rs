@@ -58,7 +58,7 @@ impl Resolve for SystemResolver {
 }
 
 /// The addresses that hosts(5) has for a name. `localhost` needs no line.
-fn in_hosts(hosts: &str, name: &str) -> Vec<IpAddr> {
+pub fn in_hosts(hosts: &str, name: &str) -> Vec<IpAddr> {
     let name = name.trim_end_matches('.');
     let mut found = Vec::new();
     for line in hosts.lines() {
@@ -84,7 +84,7 @@ fn in_hosts(hosts: &str, name: &str) -> Vec<IpAddr> {
 
 /// What resolv.conf says, with the defaults and bounds of its manual page.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Config {
+pub struct Config {
     servers: Vec<SocketAddr>,
     search: Vec<String>,
     dots: usize,
@@ -93,7 +93,8 @@ struct Config {
 }
 
 impl Config {
-    fn parse(text: &str) -> Self {
+    /// Reads the file; lines that mean nothing are passed over.
+    pub fn parse(text: &str) -> Self {
         let mut config = Self {
             servers: Vec::new(),
             search: Vec::new(),
@@ -136,7 +137,7 @@ impl Config {
     }
 
     /// The full names to ask for, in order.
-    fn candidates(&self, host: &str) -> Vec<String> {
+    pub fn candidates(&self, host: &str) -> Vec<String> {
         if host.ends_with('.') {
             return vec![host.to_owned()];
         }

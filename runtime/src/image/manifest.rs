@@ -8,17 +8,17 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::digest::Digest;
 use super::error::{ErrorKind, ImageError, Result};
 
-pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-pub(crate) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
-pub(crate) const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-pub(crate) const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+pub const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 const DOCKER_SCHEMA_1: &str = "application/vnd.docker.distribution.manifest.v1";
 
 /// What we ask registries for.
-pub(crate) const ACCEPT_MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, \
+pub const ACCEPT_MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, \
      application/vnd.oci.image.manifest.v1+json, \
      application/vnd.docker.distribution.manifest.list.v2+json, \
      application/vnd.docker.distribution.manifest.v2+json";
@@ -29,7 +29,7 @@ const LAYER_LIMIT: usize = 127;
 /// A pointer to content (image-spec, descriptor.md).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Descriptor {
+pub struct Descriptor {
     pub media_type: String,
     pub digest: Digest,
     pub size: u64,
@@ -120,14 +120,14 @@ fn arm_version(variant: &str, default: u32) -> Option<u32> {
 
 /// What a registry may answer for a reference.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Document {
+pub enum Document {
     Manifest(Manifest),
     Index(Index),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Manifest {
+pub struct Manifest {
     pub schema_version: u32,
     #[serde(default, deserialize_with = "nullable")]
     pub media_type: String,
@@ -138,14 +138,14 @@ pub(crate) struct Manifest {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Index {
+pub struct Index {
     #[serde(deserialize_with = "nullable")]
     pub manifests: Vec<Descriptor>,
 }
 
 impl Index {
     /// The manifest that fits `platform` best; the first of equals.
-    pub(crate) fn choose(&self, platform: &Platform) -> Option<&Descriptor> {
+    pub fn choose(&self, platform: &Platform) -> Option<&Descriptor> {
         self.manifests
             .iter()
             .filter(|d| d.is_manifest() || d.is_index())
@@ -160,17 +160,17 @@ impl Index {
 }
 
 impl Descriptor {
-    pub(crate) fn is_manifest(&self) -> bool {
+    pub fn is_manifest(&self) -> bool {
         matches!(self.media_type.as_str(), OCI_MANIFEST | DOCKER_MANIFEST)
     }
 
-    pub(crate) fn is_index(&self) -> bool {
+    pub fn is_index(&self) -> bool {
         matches!(self.media_type.as_str(), OCI_INDEX | DOCKER_LIST)
     }
 }
 
 /// Reads a manifest or an index. `media_type` is what the transport said; the document's own word wins.
-pub(crate) fn parse_document(bytes: &[u8], media_type: &str) -> Result<Document> {
+pub fn parse_document(bytes: &[u8], media_type: &str) -> Result<Document> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Probe {
@@ -219,7 +219,7 @@ pub(crate) fn parse_document(bytes: &[u8], media_type: &str) -> Result<Document>
     }
 }
 
-pub(crate) fn parse_manifest(bytes: &[u8]) -> Result<Manifest> {
+pub fn parse_manifest(bytes: &[u8]) -> Result<Manifest> {
     let manifest: Manifest = serde_json::from_slice(bytes)
         .map_err(|e| ImageError::new(ErrorKind::Corrupt, format!("invalid image manifest: {e}")))?;
     if manifest.layers.len() > LAYER_LIMIT {
@@ -303,7 +303,7 @@ pub struct ImageConfig {
 /// The config blob: what to run and the digests of the unpacked layers, lowest first.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub(crate) struct ConfigFile {
+pub struct ConfigFile {
     #[serde(deserialize_with = "nullable")]
     pub architecture: String,
     #[serde(deserialize_with = "nullable")]
@@ -315,14 +315,14 @@ pub(crate) struct ConfigFile {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub(crate) struct RootFs {
+pub struct RootFs {
     #[serde(rename = "type")]
     pub kind: String,
     #[serde(deserialize_with = "nullable")]
     pub diff_ids: Vec<Digest>,
 }
 
-pub(crate) fn parse_config(bytes: &[u8], manifest: &Manifest) -> Result<ConfigFile> {
+pub fn parse_config(bytes: &[u8], manifest: &Manifest) -> Result<ConfigFile> {
     let config: ConfigFile = serde_json::from_slice(bytes)
         .map_err(|e| ImageError::new(ErrorKind::Corrupt, format!("invalid image config: {e}")))?;
     if config.rootfs.diff_ids.len() != manifest.layers.len() {
@@ -339,7 +339,7 @@ pub(crate) fn parse_config(bytes: &[u8], manifest: &Manifest) -> Result<ConfigFi
 }
 
 /// The chain ids of a stack of layers (image-spec, config.md#layer-chainid): one for each layer, lowest first.
-pub(crate) fn chain_ids(diff_ids: &[Digest]) -> Vec<Digest> {
+pub fn chain_ids(diff_ids: &[Digest]) -> Vec<Digest> {
     let mut chain: Vec<Digest> = Vec::with_capacity(diff_ids.len());
     for diff in diff_ids {
         let next = match chain.last() {

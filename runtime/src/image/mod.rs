@@ -15,19 +15,19 @@
 mod auth;
 mod build;
 mod catalog;
-mod challenge;
+pub mod challenge;
 #[cfg(test)]
 mod chaos_tests;
 mod compression;
 mod digest;
 mod disk;
-mod dns;
+pub mod dns;
 mod docker_archive;
 mod endpoint;
 mod error;
 mod fetch;
 mod import;
-mod manifest;
+pub mod manifest;
 mod merged;
 mod options;
 mod pull;
@@ -48,3 +48,4 @@ pub use manifest::{ImageConfig, Platform};
 pub use options::{Limits, Progress, ProgressFn, PullOptions, RegistryConfig};
 pub use reference::{Reference, Target};
 pub use store::{DiskUsage, Image, ImageStore};
+pub use unpack::{Applied, LayerLimits, apply as apply_layer};

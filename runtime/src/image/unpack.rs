@@ -51,7 +51,7 @@ const COMMON_DEVICES: [(u64, u64); 8] = [
 ];
 
 #[derive(Debug, Clone)]
-pub(crate) struct LayerLimits {
+pub struct LayerLimits {
     /// Bytes of the uncompressed archive.
     pub bytes: u64,
     pub entries: u64,
@@ -61,7 +61,7 @@ pub(crate) struct LayerLimits {
 
 /// What came out of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Applied {
+pub struct Applied {
     /// Digest of the uncompressed archive.
     pub diff_id: Digest,
     /// Disk taken, in whole pages.
@@ -75,7 +75,7 @@ pub(crate) struct Applied {
 ///
 /// `parents` are the directories of the layers below, highest first: a directory that the archive implies but does not
 /// hold gets its owner and mode from them. `cancel` stops the work. On an error `root` holds rubbish.
-pub(crate) fn apply(
+pub fn apply(
     source: impl Read,
     root: OwnedFd,
     parents: &[PathBuf],

@@ -15,28 +15,28 @@ use crate::node_api::mux::{self, LINGER, Out, QUEUE, Writer};
 const MAX_STREAMS: usize = 1000;
 
 /// A stream that the client opened, already accepted.
-pub(crate) struct Stream {
+pub struct Stream {
     /// As the client gave them; names in lower case.
-    pub(crate) headers: Headers,
-    pub(crate) reader: Box<dyn AsyncRead + Send + Unpin>,
-    pub(crate) writer: Writer,
+    pub headers: Headers,
+    pub reader: Box<dyn AsyncRead + Send + Unpin>,
+    pub writer: Writer,
 }
 
 /// A connection as its handler holds it. It is closed, after everything was sent, when this and all streams' writers are gone.
-pub(crate) struct Connection {
+pub struct Connection {
     streams: mpsc::Receiver<Stream>,
     _open: mpsc::Sender<Out>,
 }
 
 impl Connection {
     /// The next stream that the client opens; `None` when the client has closed the connection.
-    pub(crate) async fn next(&mut self) -> Option<Stream> {
+    pub async fn next(&mut self) -> Option<Stream> {
         self.streams.recv().await
     }
 }
 
 /// Serves the protocol on `io`.
-pub(crate) fn accept(io: impl AsyncRead + AsyncWrite + Send + 'static) -> Connection {
+pub fn accept(io: impl AsyncRead + AsyncWrite + Send + 'static) -> Connection {
     let (from_client, to_client) = tokio::io::split(io);
     let (out, outgoing) = mpsc::channel(2 * QUEUE);
     let (opened, streams) = mpsc::channel(QUEUE);

@@ -8,7 +8,7 @@ use std::io;
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 
 /// Names and values; names are in lower case. Several values of one name are joined by NUL, as on the wire.
-pub(crate) type Headers = BTreeMap<String, String>;
+pub type Headers = BTreeMap<String, String>;
 
 /// The most that one decompressed block may hold.
 const MAX_BLOCK: usize = 64 * 1024;

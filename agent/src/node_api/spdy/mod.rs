@@ -7,4 +7,5 @@ mod connection;
 mod frame;
 mod headers;
 
-pub(super) use connection::{Connection, Stream, accept};
+pub use connection::{Connection, Stream, accept};
+pub use headers::Headers;

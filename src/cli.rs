@@ -215,6 +215,10 @@ pub struct NodeArgs {
     /// How long the node's Lease lasts; it is renewed four times in that time. Not longer than the server's --node-monitor-grace-period
     #[arg(long, default_value_t = 40, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub node_lease_duration_seconds: u32,
+    /// The packet filter for services and policies: nftables, or iptables by the programs of the host
+    #[cfg(feature = "agent")]
+    #[arg(long, default_value = "nftables", value_name = "KIND")]
+    pub firewall: amphipod_agent::FirewallKind,
     /// A label for the node, KEY=VALUE; may be given several times
     #[arg(long = "node-label", value_name = "KEY=VALUE")]
     pub node_labels: Vec<String>,

@@ -19,7 +19,7 @@ filter=${1:-}
 step "looking for what the tests need"
 install_build_packages
 # shellcheck disable=SC2046 # a list of words
-install_packages $(missing nft:nftables ip:iproute2 docker-registry:docker-registry dig:bind9-dnsutils busybox:busybox-static \
+install_packages $(missing nft:nftables iptables:iptables ip:iproute2 docker-registry:docker-registry dig:bind9-dnsutils busybox:busybox-static \
     curl:curl htpasswd:apache2-utils pgrep:procps script:bsdutils nsenter:util-linux)
 install_kubectl
 . packaging/rust.sh

@@ -69,6 +69,7 @@ impl Agent {
     pub async fn start(config: AgentConfig) -> Result<Agent> {
         let begin = Instant::now();
         config.overlay.check()?;
+        config.firewall.check()?;
         for dir in [&config.data_dir, &config.run_dir, &config.log_dir] {
             std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
         }
@@ -398,6 +399,7 @@ async fn open_network(
     if config.overlay == Overlay::Wireguard {
         net.wireguard_key = Some(wireguard_key(&config.data_dir)?);
     }
+    net.firewall = config.firewall;
     net.node_ip = node_ip;
     net.local_ips = config.cluster_dns.clone();
     // The network namespace is that of the calling thread: all threads of this process share one.

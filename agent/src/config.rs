@@ -72,6 +72,8 @@ pub struct AgentConfig {
     pub service_cidr: String,
     /// How packets to pods of other nodes travel.
     pub overlay: amphipod_netplug::Overlay,
+    /// The packet filter for services and policies.
+    pub firewall: amphipod_netplug::FirewallKind,
     /// Inclusive range of node ports.
     pub node_port_range: (u16, u16),
     /// Pod range used until the server assigns `node.spec.podCIDR` (kept durably afterwards). `None`: wait for the server.
@@ -129,6 +131,7 @@ impl AgentConfig {
             cluster_cidr: "10.42.0.0/16".into(),
             service_cidr: "10.43.0.0/16".into(),
             overlay: Default::default(),
+            firewall: Default::default(),
             node_port_range: (30000, 32767),
             fallback_pod_cidr: None,
             host_resolv_conf: "/etc/resolv.conf".into(),

@@ -38,7 +38,7 @@ mod tunnel;
 mod volumes;
 
 pub use agent::Agent;
-pub use amphipod_netplug::Overlay;
+pub use amphipod_netplug::{FirewallKind, Overlay};
 pub use amphipod_runtime::run_hidden_command;
 pub use config::{AgentConfig, EvictionThresholds, ServerCredentials};
 pub use handle::{AgentHandle, ContainerKind, ContainerView, PodView};

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 pub use ipnet::IpNet;
 
 use crate::peers::wireguard::PrivateKey;
-use crate::{Error, Overlay, Result};
+use crate::{Error, FirewallKind, Overlay, Result};
 
 /// The network of one box. Every list may hold one IPv4 and one IPv6 entry (dual stack); the first one is the primary family.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +34,8 @@ pub struct NetConfig {
     pub wireguard_key: Option<PrivateKey>,
     /// UDP port of WireGuard, the same on all boxes.
     pub wireguard_port: u16,
+    /// The packet filter to use.
+    pub firewall: FirewallKind,
     /// Hides pods behind the address of the box when they talk to the world outside `cluster_cidrs`.
     pub masquerade: bool,
     /// Name of our nftables tables (one per IP family). Nothing outside of them is touched.
@@ -62,6 +64,7 @@ impl NetConfig {
             vxlan_port: 8472,
             wireguard_key: None,
             wireguard_port: 51820,
+            firewall: FirewallKind::default(),
             masquerade: true,
             table: "amphipod".into(),
             state_dir: state_dir.into(),

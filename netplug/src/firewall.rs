@@ -1,12 +1,15 @@
-//! What the data plane asks of a packet filter. nftables is one; another kernel interface would be one more implementation.
+//! What the data plane asks of a packet filter: nftables, or iptables where that cannot be.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
+use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::Result;
+use crate::iptables::Iptables;
+use crate::nft::{self, Nftables, Watch};
 use crate::policy::PolicyGroup;
 use crate::services::{Change, Frontend, Key};
+use crate::{Error, NetConfig, Result};
 
 /// What a filter was found to hold when it was opened.
 #[derive(Debug, Default)]
@@ -41,8 +44,73 @@ pub struct Tunnel {
     pub senders: BTreeSet<IpAddr>,
 }
 
+/// Which of the kernel's packet filters is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FirewallKind {
+    /// nftables by netlink: no program of the host is needed, and a change costs the same however many services there are.
+    #[default]
+    Nftables,
+    /// The program `iptables` of the host and its companions.
+    Iptables,
+}
+
+impl FirewallKind {
+    /// Whether this box has what it needs.
+    ///
+    /// # Errors
+    /// [`Error::Config`], which says what is missing and what to do.
+    pub fn check(self) -> Result<()> {
+        match self {
+            FirewallKind::Nftables => Ok(()),
+            FirewallKind::Iptables => crate::iptables::check(),
+        }
+    }
+}
+
+impl FromStr for FirewallKind {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<FirewallKind> {
+        match text {
+            "nftables" => Ok(FirewallKind::Nftables),
+            "iptables" => Ok(FirewallKind::Iptables),
+            other => Err(Error::Config(format!(
+                "firewall {other:?}: want nftables or iptables"
+            ))),
+        }
+    }
+}
+
+/// The packet filter that the configuration names, and what is left in the other one.
+///
+/// # Errors
+/// The kernel's, or [`Error::Config`] where a program is missing.
+pub fn open(config: &NetConfig) -> Result<(Box<dyn Firewall>, Found)> {
+    let mut firewall: Box<dyn Firewall> = match config.firewall {
+        FirewallKind::Nftables => Box::new(Nftables::new(config)?),
+        FirewallKind::Iptables => Box::new(Iptables::new(config)?),
+    };
+    let found = firewall.open(false)?;
+    match config.firewall {
+        FirewallKind::Nftables => {
+            if nft::has_iptables_chain(&format!("{}-", config.device_prefix())) {
+                Iptables::new(config)?.remove()?;
+            }
+        }
+        // Kernels without nftables have nothing to remove.
+        FirewallKind::Iptables => {
+            if nft::usable() {
+                Nftables::new(config)?.remove()?;
+            }
+        }
+    }
+    Ok((firewall, found))
+}
+
 /// A packet filter that knows our base rules.
 pub trait Firewall: Send + std::fmt::Debug {
+    /// A subscription to what others do to our rules.
+    fn watch(&self) -> Result<Watch>;
     /// Makes the base rules, or finds them; tells what is installed. Keeps what an earlier run installed, also when its base rules were other ones.
     /// `anew`: makes the rules again also if they seem to be there.
     fn open(&mut self, anew: bool) -> Result<Found>;

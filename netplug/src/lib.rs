@@ -1,7 +1,7 @@
 //! Pod network, services, host ports, policies and DNS of one box, and its ways to the pods of other boxes.
 //!
 //! Everything is done in process: links, addresses and routes by rtnetlink, services and host ports by nftables over netlink, names by a small DNS
-//! server. No executable of the host is run, and nothing happens while nothing changes.
+//! server. No executable of the host is run (but those of iptables, where that is chosen), and nothing happens while nothing changes.
 //!
 //! **Architecture invariant:** this crate knows addresses, endpoints and the kernel. It never sees an object of the Kubernetes API.
 //!
@@ -15,7 +15,7 @@
 //! **Architecture invariant:** a policy is judged once for each connection, where it is forwarded, after services were resolved. A pod and its own box are
 //! never kept apart, which includes the DNS server of the box.
 //!
-//! **Architecture invariant:** `services`, `policies` and `peers::plan` are pure and say what should be; `nft` is the only module that speaks nftables, behind the trait `Firewall`.
+//! **Architecture invariant:** `services`, `policies` and `peers::plan` are pure and say what should be; `nft` is the only module that speaks nftables, and `iptables` the only one that runs programs, behind the trait `Firewall`.
 //! What the kernel has is read back when the network is opened, so a restart, an upgrade or a `kill -9` interrupts no connection.
 //!
 //! ```no_run
@@ -36,6 +36,7 @@ mod conntrack;
 pub mod dns;
 mod error;
 mod firewall;
+mod iptables;
 mod ledger;
 mod link;
 mod netlink;
@@ -53,6 +54,7 @@ mod services;
 pub use config::{IpNet, NetConfig};
 pub use dns::{DnsConfig, DnsEndpoint, DnsPort, DnsServer, RecordKind, ServiceRecords, Upstreams};
 pub use error::{Error, Result};
+pub use firewall::FirewallKind;
 pub use network::{Capabilities, Network};
 pub use peer::{Overlay, Peer};
 pub use peers::wireguard::{PrivateKey, PublicKey};

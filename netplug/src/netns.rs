@@ -18,7 +18,8 @@ pub fn inside<T: Send>(netns: &File, work: impl FnOnce() -> io::Result<T> + Send
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new()
             .name("netns".into())
-            .stack_size(128 * 1024)
+            // Only what is touched is memory; running programs takes more than a socket.
+            .stack_size(1024 * 1024)
             .spawn_scoped(scope, || {
                 setns(netns, CloneFlags::CLONE_NEWNET)?;
                 work()

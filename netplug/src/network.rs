@@ -12,11 +12,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ipnet::IpNet;
 
 use crate::conntrack::{self, Stale};
-use crate::firewall::{Firewall, Transaction, Tunnel};
+use crate::firewall::{self, Firewall, Transaction, Tunnel};
 use crate::ledger::{Entry, Ledger};
 use crate::link::{self, Via};
 use crate::netlink::Socket;
-use crate::nft::{self, Nftables};
+use crate::nft;
 use crate::peers::wireguard::PublicKey;
 use crate::peers::{self, Ways};
 use crate::policy::PolicyGroup;
@@ -97,12 +97,10 @@ impl Network {
         anchor(&config, &mut links)?;
         let ways = Ways::open(&config, &mut links)?;
         let ledger = Ledger::open(&config.state_dir, &config.pod_cidrs)?;
-        let nftables = Nftables::new(&config)?;
         let routes =
             peers::Watch::open().map_err(Error::kernel("subscribing to changes of routes"))?;
-        let watch = (nftables.watch()?, routes);
-        let mut firewall: Box<dyn Firewall> = Box::new(nftables);
-        let found = firewall.open(false)?;
+        let (firewall, found) = firewall::open(&config)?;
+        let watch = (firewall.watch()?, routes);
         let mut book = Book::default();
         book.installed(found.frontends);
         for entry in ledger.entries() {

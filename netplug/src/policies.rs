@@ -29,6 +29,14 @@ pub type Groups = BTreeMap<String, Group>;
 pub const PREFIXES: [(Direction, &str); 2] =
     [(Direction::Ingress, "in_"), (Direction::Egress, "out_")];
 
+/// The direction that the name of a group tells.
+pub fn direction_of(group: &str) -> Option<Direction> {
+    PREFIXES
+        .iter()
+        .find(|(_, prefix)| group.starts_with(prefix))
+        .map(|(direction, _)| *direction)
+}
+
 /// A short name for a group: FNV-1a of its key.
 fn name(group: &PolicyGroup) -> String {
     let hash = group.key.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {

@@ -1,12 +1,16 @@
-//! What connecting pods costs. Prints figures; the limits are wide, as machines differ. Needs root.
+//! What connecting pods, and changes of services and policies, cost. Prints figures; the limits are wide, as machines differ. Needs root.
 
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use amphipod_netplug::{HostPort, PodAttach, Protocol};
+use amphipod_netplug::{
+    Allow, Direction, Endpoint, HostPort, IpNet, PodAttach, PolicyGroup, Protocol, Service,
+    ServicePort, Traffic,
+};
 use common::*;
 
 fn percentiles(mut times: Vec<Duration>) -> (Duration, Duration) {
@@ -69,4 +73,92 @@ fn fifty_pods_are_connected_and_disconnected_quickly_one_by_one_and_at_once() {
             && down < Duration::from_secs(3)
     );
     assert!(net.attached().is_empty());
+}
+
+#[test]
+fn a_change_among_thousands_of_peers_is_quick() {
+    let b = TestBox::new();
+    let server = b.server("server");
+    let plan = |peers: u32| {
+        let peer = |i: u32| Allow {
+            peer: IpNet::from(IpAddr::from([
+                10,
+                42,
+                (100 + i / 250) as u8,
+                (i % 250) as u8,
+            ])),
+            except: vec![],
+            traffic: Traffic::Ports {
+                protocol: Protocol::Tcp,
+                first: 8080,
+                last: 8080,
+            },
+        };
+        vec![PolicyGroup {
+            key: "default/policy".into(),
+            direction: Direction::Ingress,
+            pods: [server.ip()].into(),
+            allow: (0..peers).map(peer).collect(),
+        }]
+    };
+    b.net().set_policies(plan(5000)).unwrap();
+    let mut best = Duration::MAX;
+    for i in 1..6 {
+        let start = Instant::now();
+        b.net().set_policies(plan(5000 + i)).unwrap();
+        best = best.min(start.elapsed());
+    }
+    println!("one more among 5,000 peers: {best:?}");
+    assert!(best < Duration::from_millis(500), "{best:?}");
+}
+
+#[test]
+fn the_cost_of_a_change_does_not_grow_with_the_number_of_services() {
+    let measure = |count: u32| {
+        let b = TestBox::new();
+        let endpoint = |n: u32| {
+            Endpoint::ready(
+                std::net::Ipv4Addr::from(0x0a2a_0100 + n).into(),
+                8080,
+                false,
+            )
+        };
+        let make = |i: u32, endpoints: u32| Service {
+            key: format!("default/s{i}"),
+            cluster_ips: vec![std::net::Ipv4Addr::from(0x0a2b_0001 + i).into()],
+            ports: vec![ServicePort {
+                name: String::new(),
+                protocol: Protocol::Tcp,
+                port: 80,
+                node_port: None,
+                endpoints: (0..endpoints).map(|e| endpoint(i * 4 + e)).collect(),
+            }],
+            ..Service::default()
+        };
+        let start = Instant::now();
+        b.net()
+            .set_services((0..count).map(|i| make(i, 4)).collect())
+            .unwrap();
+        let all = start.elapsed();
+        b.net().upsert_service(make(3, 3)).unwrap();
+        let mut times: Vec<_> = (0..200)
+            .map(|n| {
+                let start = Instant::now();
+                b.net().upsert_service(make(3, 3 + (n + 1) % 2)).unwrap();
+                start.elapsed()
+            })
+            .collect();
+        times.sort();
+        println!(
+            "{count} services of 4 endpoints: all at once {all:?}; one change p50 {:?} p95 {:?}",
+            times[100], times[190]
+        );
+        times[100]
+    };
+    let (few, many) = (measure(10), measure(5000));
+    assert!(many.as_millis() <= 20, "{many:?}");
+    assert!(
+        many < few * 4 + std::time::Duration::from_millis(1),
+        "{few:?} and {many:?}"
+    );
 }

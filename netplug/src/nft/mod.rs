@@ -10,7 +10,7 @@ mod tunnel;
 mod uapi;
 mod watch;
 
-pub use watch::Watch;
+pub use watch::{Removal, Watch};
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
@@ -52,6 +52,21 @@ pub fn usable() -> bool {
         )
     };
     chains().is_ok()
+}
+
+/// Whether the tables of iptables have a chain whose name begins so: an earlier run left it.
+pub fn has_iptables_chain(prefix: &str) -> bool {
+    let chains = || -> io::Result<bool> {
+        let mut socket = Socket::open(libc::NETLINK_NETFILTER)?;
+        let mut found = false;
+        socket.query(batch::message(msg::GETCHAIN, 0, 0), true, |_, payload| {
+            let told = |kind| payload.get(4..).and_then(|p| attribute(p, kind)).map(text);
+            found |= told(chain::TABLE) == Some("nat")
+                && told(chain::NAME).is_some_and(|name| name.starts_with(prefix));
+        })?;
+        Ok(found)
+    };
+    chains().unwrap_or(false)
 }
 
 /// Names the chains of others that drop what no rule of theirs accepts on its way through the box, pods' packets included.
@@ -98,15 +113,6 @@ impl Nftables {
             classes: BTreeMap::new(),
             groups: BTreeMap::new(),
         })
-    }
-
-    /// A subscription to what others do to our tables. In the current namespace.
-    pub fn watch(&self) -> Result<Watch> {
-        let watch = self
-            .socket
-            .port()
-            .and_then(|port| Watch::open(&self.config.table, port));
-        watch.map_err(Error::kernel("subscribing to changes of nftables"))
     }
 
     /// The name of the stamp chain of our table, if the table exists; an empty name if it has none.
@@ -297,6 +303,16 @@ fn add_all(batch: &mut Batch, elements: &Elements) {
 }
 
 impl Firewall for Nftables {
+    fn watch(&self) -> Result<Watch> {
+        let table = self.config.table.clone();
+        let watch = self.socket.port().and_then(|ourselves| {
+            let matters =
+                move |removal: &Removal<'_>| removal.by != ourselves && removal.table == table;
+            Watch::open(Box::new(matters))
+        });
+        watch.map_err(Error::kernel("subscribing to changes of nftables"))
+    }
+
     fn open(&mut self, anew: bool) -> Result<Found> {
         let mut all = Found::default();
         for family in self.families.clone() {

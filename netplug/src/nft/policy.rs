@@ -19,7 +19,7 @@ use super::schema::{Family, HAIRPIN};
 use super::uapi::{chain, meta, msg, set, shown};
 use crate::link::octets;
 use crate::netlink::message::{attribute, text};
-use crate::policies::{Cell, Group, Groups, PREFIXES};
+use crate::policies::{Cell, Group, Groups, PREFIXES, direction_of};
 use crate::policy::Direction;
 
 /// Set of the pods of a group.
@@ -37,13 +37,6 @@ fn chain_of(direction: Direction) -> &'static str {
         Direction::Ingress => "ingress",
         Direction::Egress => "egress",
     }
-}
-
-fn direction_of(group: &str) -> Option<Direction> {
-    PREFIXES
-        .iter()
-        .find(|(_, prefix)| group.starts_with(prefix))
-        .map(|(direction, _)| *direction)
 }
 
 /// Adds the chains that groups hang on.

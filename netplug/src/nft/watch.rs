@@ -1,11 +1,11 @@
-//! Noticing that somebody removed our rules, as `nft flush ruleset` or a restarted firewall service do.
+//! Noticing that somebody removed rules, as `nft flush ruleset` or a restarted firewall service do.
 
 use std::io;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::uapi::{SUBSYS, msg};
+use super::uapi::{SUBSYS, chain, msg, rule};
 use crate::netlink::Socket;
 use crate::netlink::message::{attribute, text};
 
@@ -15,25 +15,39 @@ const GROUP: u32 = 7;
 /// Removals of tables, chains, rules and sets. What we ourselves do all the time starts with other messages, and does not even wake us.
 const REMOVALS: [u16; 4] = [msg::DELTABLE, msg::DELCHAIN, msg::DELRULE, msg::DELSET];
 
-/// A subscription to changes of rules in one network namespace.
+/// Something that was removed.
 #[derive(Debug)]
+pub struct Removal<'a> {
+    /// The netlink port of who did it.
+    pub by: u32,
+    pub table: &'a str,
+    /// The chain that was removed or that lost a rule; `None`: a table or a set was removed.
+    pub chain: Option<&'a str>,
+}
+
+/// Which removals matter.
+pub type Matters = Box<dyn Fn(&Removal<'_>) -> bool + Send>;
+
+/// A subscription to removals of rules in one network namespace.
 pub struct Watch {
     socket: Socket,
-    table: String,
-    /// The socket whose changes are ours.
-    ourselves: u32,
+    matters: Matters,
+}
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watch")
+            .field("socket", &self.socket)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Watch {
-    /// Subscribes in the current namespace to changes that others than `ourselves` make.
-    pub fn open(table: &str, ourselves: u32) -> io::Result<Watch> {
+    /// Subscribes in the current namespace.
+    pub fn open(matters: Matters) -> io::Result<Watch> {
         let socket = Socket::open(libc::NETLINK_NETFILTER)?;
         socket.subscribe(GROUP, &mut filter())?;
-        Ok(Watch {
-            socket,
-            table: table.to_owned(),
-            ourselves,
-        })
+        Ok(Watch { socket, matters })
     }
 
     /// Starts to listen. Needs a tokio runtime.
@@ -42,8 +56,7 @@ impl Watch {
         let socket = unsafe { AsyncFd::register_with_interest(self.socket, Interest::READABLE)? };
         Ok(Listener {
             socket,
-            table: self.table,
-            ourselves: self.ourselves,
+            matters: self.matters,
         })
     }
 }
@@ -51,8 +64,7 @@ impl Watch {
 /// A subscription that is listened to.
 pub struct Listener {
     socket: AsyncFd<Socket>,
-    table: String,
-    ourselves: u32,
+    matters: Matters,
 }
 
 impl Listener {
@@ -61,15 +73,23 @@ impl Listener {
         loop {
             let mut guard = self.socket.readable_mut().await?;
             let mut ours = false;
-            let table = self.table.as_str();
-            let ourselves = self.ourselves;
-            let each = |kind: u16, port: u32, payload: &[u8]| {
+            let matters = &self.matters;
+            let each = |kind: u16, by: u32, payload: &[u8]| {
+                let told = |kind| payload.get(4..).and_then(|p| attribute(p, kind)).map(text);
+                let removed = kind & 0xff;
+                if kind >> 8 != SUBSYS || !REMOVALS.contains(&removed) {
+                    return;
+                }
                 // The first attribute of all these messages is the name of the table.
-                let name = payload.get(4..).and_then(|p| attribute(p, 1)).map(text);
-                ours |= port != ourselves
-                    && kind >> 8 == SUBSYS
-                    && REMOVALS.contains(&(kind & 0xff))
-                    && name == Some(table);
+                let Some(table) = told(rule::TABLE) else {
+                    return;
+                };
+                let chain = match removed {
+                    msg::DELCHAIN => told(chain::NAME),
+                    msg::DELRULE => told(rule::CHAIN),
+                    _ => None,
+                };
+                ours |= matters(&Removal { by, table, chain });
             };
             match guard.get_inner_mut().events(each) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),

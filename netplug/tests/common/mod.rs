@@ -13,7 +13,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use amphipod_netplug::{
-    Endpoint, HostPort, NetConfig, Network, PodAttach, PodNetwork, Protocol, Service, ServicePort,
+    Endpoint, FirewallKind, HostPort, NetConfig, Network, PodAttach, PodNetwork, Protocol, Service,
+    ServicePort,
 };
 use nix::sched::{CloneFlags, setns, unshare};
 
@@ -24,6 +25,14 @@ pub const SOON: Duration = Duration::from_millis(400);
 pub fn is_root() -> bool {
     // SAFETY: no arguments, cannot fail.
     unsafe { libc::geteuid() == 0 }
+}
+
+/// The packet filter that this test program is about: its name says it.
+pub fn firewall() -> FirewallKind {
+    match env!("CARGO_CRATE_NAME") {
+        "iptables" => FirewallKind::Iptables,
+        _ => FirewallKind::Nftables,
+    }
 }
 
 /// A network namespace.
@@ -74,6 +83,16 @@ impl Ns {
             String::from_utf8_lossy(&out.stderr)
         );
         String::from_utf8(out.stdout).unwrap()
+    }
+
+    /// All rules, without counters and without what the programs of iptables leave behind.
+    pub fn rules(&self) -> String {
+        match firewall() {
+            FirewallKind::Nftables => self.sh("nft -s list ruleset"),
+            FirewallKind::Iptables => {
+                self.sh("(iptables-save; ip6tables-save) | sed -n '/^-A\\|^:[^A-Z]/p' | sort")
+            }
+        }
     }
 
     /// Joins two namespaces by a cable.
@@ -194,12 +213,14 @@ impl TestBox {
     }
 
     pub fn config(&self) -> NetConfig {
-        NetConfig::new(
+        let mut config = NetConfig::new(
             "10.42.0.0/24".parse().unwrap(),
             "10.42.0.0/16".parse().unwrap(),
             "10.43.0.0/16".parse().unwrap(),
             self.dir.path().join("net"),
-        )
+        );
+        config.firewall = firewall();
+        config
     }
 
     /// Opens the network (anew).

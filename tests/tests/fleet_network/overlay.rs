@@ -14,7 +14,7 @@ fn routes(of: &EdgeBox) -> String {
 
 /// Everything between two boxes.
 #[track_caller]
-fn all_is_well(fleet: &Fleet) {
+pub fn all_is_well(fleet: &Fleet) {
     let w = World::new(fleet, "net", &["one-a", "two-b"]);
     for (from, to) in [("one-a", "two-b"), ("two-b", "one-a")] {
         talk(&w, from, to);

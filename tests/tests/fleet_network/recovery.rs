@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use amphipod_tests::{EdgeBox, eventually, peer};
+use amphipod_tests::{EdgeBox, Lan, binary, eventually, peer};
 
 use crate::world::{Fleet, World, ask_from, wrapped_fleet};
 
@@ -87,6 +87,57 @@ fn rules_come_back_after_nft_flush_ruleset() {
         &mut wrapped_fleet(),
         "flushed",
         &["nft", "flush", "ruleset"],
+    );
+}
+
+#[test]
+fn rules_come_back_after_iptables_is_flushed_where_that_is_the_firewall() {
+    let mut fleet = Fleet::start(&["--firewall", "iptables"]);
+    crate::overlay::all_is_well(&fleet);
+    for on in [&fleet.server, &fleet.agent] {
+        let tables = on.run(&["nft", "list", "tables"]).ok();
+        assert!(!tables.contains("amphipod"), "{tables}");
+    }
+    let flush = "iptables -F; iptables -t nat -F; iptables -t mangle -F; iptables -t raw -F";
+    come_back_after(&mut fleet, "flushed", &["sh", "-c", flush]);
+}
+
+#[test]
+fn a_box_can_change_its_firewall_and_keeps_nothing_of_the_old_one() {
+    let lan = Lan::new();
+    let mut on = EdgeBox::new(&lan);
+    for (kind, gone) in [
+        ("iptables", "nft list tables | grep amphipod"),
+        ("nftables", "iptables-save | grep amphi"),
+        ("iptables", "nft list tables | grep amphipod"),
+    ] {
+        on.start(&["--firewall", kind]);
+        on.wait_until_ready();
+        let page = format!("https://{}:443/livez", "10.43.0.1");
+        eventually(kind, Duration::from_secs(20), || {
+            let ran = on.run(&["curl", "-skS", "-m3", &page]);
+            let left = on.run(&["sh", "-c", gone]).stdout;
+            let well = ran.stdout == "ok" && left.is_empty();
+            well.then_some(()).ok_or_else(|| format!("{ran:?}\n{left}"))
+        });
+        on.kill_program();
+    }
+    // Without its program it says so, before it does anything.
+    let program = binary();
+    let start = [
+        "env",
+        "PATH=/nowhere",
+        program.to_str().unwrap(),
+        "server",
+        "--firewall",
+        "iptables",
+    ];
+    let told = on.run(&[&["timeout", "20"], &start[..]].concat());
+    assert_eq!(told.code, 1, "{told:?}");
+    assert!(
+        told.stderr
+            .contains("needs the program iptables on this box: install it"),
+        "{told:?}"
     );
 }
 

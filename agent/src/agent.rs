@@ -142,6 +142,7 @@ impl Agent {
             services: services.clone(),
             policies: crate::policies::load(&store).await?,
             node: RwLock::new(facts),
+            readdressed: Notify::new(),
             begin,
             owners: Mutex::new(HashMap::new()),
             store: store.clone(),
@@ -219,7 +220,8 @@ impl Agent {
             shared: shared.clone(),
         };
         let config = &shared.deps.config;
-        let node_api = NodeApi::start(config, handle.clone())
+        let shown = Arc::new(crate::serving::current(config)?);
+        let node_api = NodeApi::start(config, shown.clone(), handle.clone())
             .await
             .context("starting the node API")?;
         let (renewed, renewals) = watch::channel(());
@@ -227,6 +229,11 @@ impl Agent {
             config.clone(),
             shared.client.clone(),
             renewed,
+        ));
+        tasks.spawn(crate::serving::keep_valid(
+            shared.deps.clone(),
+            shared.client.clone(),
+            shown,
         ));
         tasks.spawn(crate::tunnel::run(config.clone(), handle, renewals));
         Ok(Agent {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use amphipod_netplug::Network;
 use amphipod_runtime::Runtime;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::config::AgentConfig;
 use crate::container::images::Images;
@@ -47,6 +47,8 @@ pub struct Deps {
     pub services: Services,
     pub policies: Policies,
     pub node: RwLock<NodeFacts>,
+    /// The addresses in `node` have changed.
+    pub readdressed: Notify,
     pub begin: Instant,
     /// Which pod (UID) a runtime container belongs to; for containers whose end is still to come.
     pub owners: Mutex<HashMap<String, String>>,

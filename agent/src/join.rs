@@ -272,18 +272,35 @@ fn requests() -> Target {
     Target::new("certificates.k8s.io", "v1", "certificatesigningrequests")
 }
 
-/// A new key and a certificate for it, stored. Waits for approval as long as it takes.
+/// A new key and a certificate for it by which this node is known to the server, stored.
 async fn certify(client: &Client, node: &str, files: &ServerCredentials) -> Result<()> {
+    let usages = ["digital signature", "client auth"];
+    let pem = obtain(client, node, NODE_SIGNER, &usages, &[]).await?;
+    if let Some(dir) = files.cert.parent() {
+        files::create_private_dir(dir).with_context(|| format!("making {}", dir.display()))?;
+    }
+    files::write_atomic(&files.cert, pem.as_bytes(), PRIVATE)
+        .with_context(|| format!("writing {}", files.cert.display()))
+}
+
+/// A new key and this node's certificate for it, PEM. Waits for approval as long as it takes.
+pub(crate) async fn obtain(
+    client: &Client,
+    node: &str,
+    signer: &str,
+    usages: &[&str],
+    sans: &[String],
+) -> Result<String> {
     let key = pki::generate_key()?;
-    let request =
-        pki::create_request(&key, &format!("system:node:{node}"), &["system:nodes"], &[])?;
+    let user = format!("system:node:{node}");
+    let request = pki::create_request(&key, &user, &["system:nodes"], sans)?;
     let csr = json!({
         "apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequest",
         "metadata": {"generateName": "node-csr-"},
         "spec": {
             "request": STANDARD.encode(request),
-            "signerName": NODE_SIGNER,
-            "usages": ["digital signature", "client auth"],
+            "signerName": signer,
+            "usages": usages,
             "expirationSeconds": LEAF_LIFETIME.as_secs(),
         },
     });
@@ -293,11 +310,7 @@ async fn certify(client: &Client, node: &str, files: &ServerCredentials) -> Resu
     let cert = String::from_utf8(STANDARD.decode(cert)?)?;
     tls::certified_key(cert.as_bytes(), key.as_bytes())
         .context("the certificate that came does not fit the key")?;
-    if let Some(dir) = files.cert.parent() {
-        files::create_private_dir(dir).with_context(|| format!("making {}", dir.display()))?;
-    }
-    files::write_atomic(&files.cert, format!("{cert}{key}").as_bytes(), PRIVATE)
-        .with_context(|| format!("writing {}", files.cert.display()))
+    Ok(format!("{cert}{key}"))
 }
 
 /// The certificate of a request, base64, once it is there.
@@ -352,9 +365,16 @@ fn outcome(csr: &Value) -> Result<Option<String>> {
 }
 
 /// How long before its end a certificate is renewed: 30 % of its life.
-const AHEAD: SignedDuration = SignedDuration::from_secs(LEAF_LIFETIME.as_secs() as i64 * 3 / 10);
+pub(crate) const AHEAD: SignedDuration =
+    SignedDuration::from_secs(LEAF_LIFETIME.as_secs() as i64 * 3 / 10);
 /// The longest sleep: clocks of boxes jump.
-const LOOK: Duration = Duration::from_secs(12 * 3600);
+pub(crate) const LOOK: Duration = Duration::from_secs(12 * 3600);
+
+/// Between attempts to get one.
+pub(crate) const SLOWLY: Backoff = Backoff {
+    min: Duration::from_secs(5),
+    max: Duration::from_secs(3600),
+};
 
 /// Keeps this node's certificate valid; `renewed` hears of each new one. Never ends.
 ///
@@ -412,11 +432,7 @@ pub(crate) async fn keep_valid(config: AgentConfig, client: Client, renewed: wat
             Err(error) => {
                 failures += 1;
                 tracing::warn!("this node got no new certificate, trying again: {error:#}");
-                let slow = Backoff {
-                    min: Duration::from_secs(5),
-                    max: Duration::from_secs(3600),
-                };
-                tokio::time::sleep(slow.delay(failures)).await;
+                tokio::time::sleep(SLOWLY.delay(failures)).await;
             }
         }
     }

@@ -32,6 +32,7 @@ mod reset;
 mod resources;
 mod server;
 mod services;
+mod serving;
 mod storage;
 pub mod store;
 mod tunnel;

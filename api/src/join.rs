@@ -17,6 +17,9 @@ pub const NODE_API: &str = "node-api:10250";
 /// <https://kubernetes.io/docs/reference/access-authn-authz/certificate-signing-requests/#kubernetes-signers>
 pub const NODE_SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 
+/// Who signs the certificates of node APIs.
+pub const SERVING_SIGNER: &str = "kubernetes.io/kubelet-serving";
+
 /// `DELETE` removes the node for good.
 pub fn node_path(node: &str) -> String {
     format!("/amphipod.io/v1/nodes/{node}")

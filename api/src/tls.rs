@@ -1,11 +1,11 @@
 //! rustls configurations from PEM: our own CA only, ring, HTTP/2 and HTTP/1.1.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
-use rustls::server::{ResolvesServerCert, WebPkiClientVerifier};
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig};
 use rustls::{Error, SignatureScheme};
@@ -88,6 +88,34 @@ pub fn server_config(
         Arc::new(rustls::sign::SingleCertAndKey::from(key)),
         client_ca_pem,
     )
+}
+
+/// The certificate of the moment, renewed under a running listener.
+#[derive(Debug)]
+pub struct CurrentCert(RwLock<Arc<CertifiedKey>>);
+
+impl CurrentCert {
+    pub fn new(key: CertifiedKey) -> CurrentCert {
+        CurrentCert(RwLock::new(Arc::new(key)))
+    }
+
+    /// From now on shows this one.
+    pub fn replace(&self, key: CertifiedKey) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(key);
+    }
+
+    pub fn get(&self) -> Arc<CertifiedKey> {
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+impl ResolvesServerCert for CurrentCert {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.get())
+    }
 }
 
 /// As [`server_config`], for certificates that change while the server runs.

@@ -691,6 +691,111 @@ fn the_connection_comes_back_after_the_server_and_the_network_were_away() {
 }
 
 #[test]
+fn a_box_that_cannot_connect_is_reached_by_its_address_and_proves_its_name() {
+    let mut fleet = Fleet::start();
+    let _registry = Registry::start(&fleet.agent);
+    let kubectl = fleet.kubectl.clone();
+    kubectl.apply(&pod("it", fleet.agent.name(), "echo here; exec sleep 3600"));
+    kubectl.wait_for("pod/it", "condition=Ready", 40);
+    // Whoever knows the cluster's CA can check who answers on the port, by address too.
+    let address = fleet.agent.address().to_owned();
+    let check = format!(
+        "openssl s_client -connect {address}:10250 -CAfile /var/lib/amphipod/server/pki/ca.crt -verify_return_error -verify_ip {address} </dev/null"
+    );
+    let check = ["sh", "-c", &check];
+    eventually("a certificate", Duration::from_secs(20), || {
+        let ran = fleet.server.run(&check);
+        if ran.code == 0 {
+            Ok(())
+        } else {
+            Err(format!("{ran:?}\n{}", fleet.agent.log()))
+        }
+    });
+    // No connection of the box is left, and it gets no other; the server's way to it is open.
+    let rules = format!(
+        "table inet one-way {{ chain in {{ type filter hook input priority -300; ip saddr {address} tcp dport 6443 drop
+}}
+}}"
+    );
+    let mut nft = fleet.server.command("nft");
+    Ran::of(nft.args(["-f", "-"]), rules.as_bytes()).ok();
+    fleet.server.kill_program();
+    fleet.server.start(&[]);
+    fleet.server.wait_until_ready();
+    assert_eq!(kubectl.run(&["logs", "it"]).ok(), "here\n");
+    let ran = kubectl.run(&["exec", "it", "--", "echo", "also here"]);
+    assert_eq!(ran.ok(), "also here\n");
+    // An agent that starts anew has it still.
+    fleet.agent.kill_program();
+    fleet.agent.start_agent(&[]);
+    eventually("the node API", Duration::from_secs(20), || {
+        let ran = kubectl.run(&["logs", "it"]);
+        if ran.stdout == "here\n" {
+            Ok(())
+        } else {
+            Err(format!("{ran:?}\n{}", fleet.agent.log()))
+        }
+    });
+}
+
+#[test]
+fn a_node_gets_certificates_for_its_own_names_only() {
+    let fleet = Fleet::start();
+    let kubectl = &fleet.kubectl;
+    let node = fleet.agent.name();
+    let ask = |name: &str, sans: &str| {
+        let key = format!("/var/lib/amphipod/{name}.key");
+        let make = format!(
+            "openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout {key} \
+             -subj /O=system:nodes/CN=system:node:{node} -addext subjectAltName={sans} 2>/dev/null | base64 -w0"
+        );
+        let request = fleet.agent.run(&["sh", "-c", &make]).ok();
+        let manifest = format!(
+            "apiVersion: certificates.k8s.io/v1
+kind: CertificateSigningRequest
+metadata: {{name: {name}}}
+spec:
+  request: {request}
+  signerName: kubernetes.io/kubelet-serving
+  usages: [digital signature, server auth]
+"
+        );
+        let file = format!("lib/{name}.yaml");
+        std::fs::write(fleet.agent.disk().join(file), &manifest).unwrap();
+        manifest
+    };
+    let as_itself = |name: &str, sans: &str| {
+        ask(name, sans);
+        let file = format!("/var/lib/amphipod/{name}.yaml");
+        fleet.as_node(&["create", "-f", &file]).ok();
+    };
+    let (own, servers) = (fleet.agent.address(), fleet.server.address());
+    as_itself(
+        "others-name",
+        &format!("DNS:{node},DNS:{}", fleet.server.name()),
+    );
+    as_itself("others-address", &format!("DNS:{node},IP:{servers}"));
+    as_itself("no-address", &format!("DNS:{node},IP:10.99.0.77"));
+    as_itself("servers-name", "DNS:kubernetes.default.svc");
+    // The right names, but another asks for them: that is for an administrator to say.
+    kubectl.apply(&ask("not-itself", &format!("DNS:{node}")));
+    as_itself("own", &format!("DNS:{node},IP:{own}"));
+    let cert = certificate(kubectl, &fleet.server, "own");
+    assert!(cert.contains("BEGIN CERTIFICATE"), "{cert}");
+    for name in [
+        "others-name",
+        "others-address",
+        "no-address",
+        "servers-name",
+        "not-itself",
+    ] {
+        let csr = kubectl.get(&["csr", name]);
+        assert!(csr["status"]["conditions"].is_null(), "{csr}");
+        assert!(csr["status"]["certificate"].is_null(), "{csr}");
+    }
+}
+
+#[test]
 fn twenty_pods_come_back_from_a_power_cut_without_the_server() {
     let mut fleet = Fleet::start();
     let registry = Registry::start(&fleet.agent);

@@ -195,6 +195,7 @@ impl NodeKeeper {
         };
         if changed {
             tracing::info!(address = %now, "this machine has another address");
+            self.deps.readdressed.notify_one();
             let _ = self.store.put_fact("address", now.to_string()).await;
         }
     }

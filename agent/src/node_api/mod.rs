@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use amphipod_api::pki::CertInfo;
-use amphipod_api::tls;
+use amphipod_api::tls::{self, CurrentCert};
 use anyhow::{Context, Result};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -46,20 +46,16 @@ pub struct NodeApi {
 impl NodeApi {
     /// Listens on `config.node_api_port` of all addresses.
     ///
-    /// The serving certificate is the node's own: whoever connects checks the node's name in it, not an address.
-    ///
     /// # Errors
-    /// The port is taken, or the node's certificate cannot be read.
-    pub async fn start(config: &AgentConfig, handle: AgentHandle) -> Result<NodeApi> {
-        let read = |path: &std::path::Path| {
-            std::fs::read(path).with_context(|| format!("reading {}", path.display()))
-        };
-        let (ca, cert, key) = (
-            read(&config.credentials.ca)?,
-            read(&config.credentials.cert)?,
-            read(&config.credentials.key)?,
-        );
-        let mut tls = Arc::unwrap_or_clone(tls::server_config(&cert, &key, Some(&ca))?);
+    /// The port is taken, or the cluster's CA cannot be read.
+    pub async fn start(
+        config: &AgentConfig,
+        shown: Arc<CurrentCert>,
+        handle: AgentHandle,
+    ) -> Result<NodeApi> {
+        let ca = &config.credentials.ca;
+        let ca = std::fs::read(ca).with_context(|| format!("reading {}", ca.display()))?;
+        let mut tls = Arc::unwrap_or_clone(tls::server_config_with(shown, Some(&ca))?);
         // Upgrades, which most of this API is made of, exist only in HTTP/1.1.
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         let acceptor = TlsAcceptor::from(Arc::new(tls));

@@ -7,13 +7,13 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use amphipod_api::files::{self, PRIVATE, PUBLIC};
 use amphipod_api::jwt::TokenKeys;
+use amphipod_api::kubeconfig;
 use amphipod_api::pki::{
     Ca, CertInfo, Grant, Identity, LEAF_LIFETIME, create_request, generate_key,
 };
-use amphipod_api::{kubeconfig, tls};
+use amphipod_api::tls::{self, CurrentCert};
 use anyhow::{Context, anyhow};
 use jiff::Timestamp;
-use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
 use crate::auth::{MASTERS, NODES};
@@ -31,7 +31,7 @@ pub struct Pki {
     pub token_keys: Arc<TokenKeys>,
     pub admin: Identity,
     kubelet_client: RwLock<Arc<Identity>>,
-    pub serving: Arc<Serving>,
+    pub serving: Arc<CurrentCert>,
 }
 
 /// Keys are not for logs.
@@ -40,37 +40,6 @@ impl std::fmt::Debug for Pki {
         f.debug_struct("Pki")
             .field("dir", &self.dir)
             .finish_non_exhaustive()
-    }
-}
-
-/// The serving certificate of the moment: renewed under a running listener.
-#[derive(Debug)]
-pub struct Serving(RwLock<Arc<CertifiedKey>>);
-
-impl Serving {
-    /// The end of its time.
-    fn until(&self) -> Timestamp {
-        let key = self
-            .0
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        let info = key
-            .cert
-            .first()
-            .and_then(|der| CertInfo::from_der(der).ok());
-        info.map_or(Timestamp::MIN, |info| info.not_after)
-    }
-}
-
-impl ResolvesServerCert for Serving {
-    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(
-            self.0
-                .read()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone(),
-        )
     }
 }
 
@@ -127,7 +96,7 @@ impl Pki {
             ),
             admin,
             kubelet_client: RwLock::new(Arc::new(kubelet_client)),
-            serving: Arc::new(Serving(RwLock::new(Arc::new(key)))),
+            serving: Arc::new(CurrentCert::new(key)),
             dir,
         })
     }
@@ -147,11 +116,7 @@ impl Pki {
             },
         )?;
         let key = chain(&serving, &self.ca)?;
-        *self
-            .serving
-            .0
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = Arc::new(key);
+        self.serving.replace(key);
         ensure(
             &self.dir,
             "admin",
@@ -173,7 +138,17 @@ impl Pki {
 
     /// When the serving certificate ends.
     pub fn serving_until(&self) -> Timestamp {
-        self.serving.until()
+        let key = self.serving.get();
+        let info = key
+            .cert
+            .first()
+            .and_then(|der| CertInfo::from_der(der).ok());
+        info.map_or(Timestamp::MIN, |info| info.not_after)
+    }
+
+    /// Names and addresses of the server: nobody else may have a certificate for them.
+    pub fn names(&self) -> &[String] {
+        &self.sans
     }
 
     /// The CA certificate, PEM.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use amphipod_api::join::NODE_SIGNER;
+use amphipod_api::join::{NODE_SIGNER, SERVING_SIGNER as SERVING};
 use amphipod_api::meta::{i64_at, str_at};
 use amphipod_api::pki::{Grant, LEAF_LIFETIME, RequestInfo};
 use base64::Engine as _;
@@ -15,7 +15,6 @@ use super::{NAME, RESOURCE, condition, issued, node_of, request, usages};
 use crate::auth::MASTERS;
 
 const CLIENT: &str = "kubernetes.io/kube-apiserver-client";
-const SERVING: &str = "kubernetes.io/kubelet-serving";
 
 pub struct Signer;
 
@@ -87,7 +86,11 @@ fn sign(tools: &Tools, csr: &Value) -> Option<std::result::Result<String, String
 }
 
 /// What each signer insists on.
-fn check(signer: &str, info: &RequestInfo, usages: &[&str]) -> std::result::Result<(), String> {
+pub(super) fn check(
+    signer: &str,
+    info: &RequestInfo,
+    usages: &[&str],
+) -> std::result::Result<(), String> {
     let only = |allowed: &[&str], needed: &str| {
         if usages.iter().all(|u| allowed.contains(u)) && usages.contains(&needed) {
             Ok(())

@@ -138,6 +138,12 @@ impl Server {
             .context("reading the address listened on")?;
         let advertise = SocketAddr::new(advertised, addr.port());
 
+        let catalog = Arc::new(Catalog::builtin());
+        let lazy_resources = Registry::tables(&catalog)
+            .into_iter()
+            .filter(|table| table.lazy)
+            .map(|table| table.resource.to_string())
+            .collect();
         // Keys and the database do not need each other.
         let (keys_dir, state) = (config.data_dir.clone(), config.data_dir.join("state.db"));
         let backup = config.data_dir.join("state.backup.db");
@@ -147,6 +153,7 @@ impl Server {
                 &state,
                 store::Options {
                     backup: Some(backup),
+                    lazy_resources,
                     ..store::Options::default()
                 },
             )
@@ -156,7 +163,6 @@ impl Server {
         let pki = Arc::new(keys?);
         let store: Arc<dyn Store> = Arc::new(opened?.store);
 
-        let catalog = Arc::new(Catalog::builtin());
         let cache = Cache::start(&*store, Registry::tables(&catalog))
             .await
             .context("loading the state")?;

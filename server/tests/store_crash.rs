@@ -14,7 +14,9 @@ use amphipod_server::store::{
 use bytes::Bytes;
 
 const DIRECTORY: &str = "STORE_CRASH_DIRECTORY";
+const FIRST: &str = "STORE_CRASH_FIRST";
 const ROUNDS: u32 = 12;
+const LAZY: &str = "leases.coordination.k8s.io";
 
 /// The process that is killed: not a test of its own.
 #[test]
@@ -32,11 +34,13 @@ fn victim() {
         let options = Options {
             keep_rows: 100,
             lazy_delay: Duration::from_millis(30),
+            lazy_resources: vec![LAZY.to_owned()],
             ..Options::default()
         };
         let path = Path::new(&dir).join("state.db");
         let store = Arc::new(SqliteStore::open(&path, options).unwrap());
         let live = live(&store).await;
+        let first = std::env::var(FIRST).unwrap().parse().unwrap();
         let mut tasks = Vec::new();
         for task in 0..4 {
             let store = store.clone();
@@ -44,22 +48,27 @@ fn victim() {
                 .get(&format!("key-{task}"))
                 .map(|(revision, _)| *revision);
             tasks.push(tokio::spawn(async move {
-                for n in 0u64.. {
+                for n in first..u64::MAX {
                     let delete = n % 7 == 6 && revision.is_some();
                     let value = format!("{n}-{}", "x".repeat((n % 50) as usize * 100));
                     let write = Write {
-                        key: Key::new("configmaps", "default", &format!("key-{task}")),
+                        key: Key::new(
+                            if task < 2 { "configmaps" } else { LAZY },
+                            "default",
+                            &format!("key-{task}"),
+                        ),
                         expect: revision.map_or(Expect::Absent, Expect::Revision),
                         change: if delete {
                             Change::Delete
                         } else {
                             Change::Put(Bytes::from(value))
                         },
-                        // The last one is a heartbeat: it may be lost, but its revisions may not come again.
-                        durability: if task == 3 {
-                            Durability::Lazy
-                        } else {
-                            Durability::Immediate
+                        // The last one is a heartbeat: it may be lost, but its revisions may not come again. The one before changes
+                        // between both: what was told to be on disk may not be covered by something older.
+                        durability: match task {
+                            3 => Durability::Lazy,
+                            2 if !delete && n % 3 != 0 => Durability::Lazy,
+                            _ => Durability::Immediate,
                         },
                         frees: delete,
                     };
@@ -76,14 +85,19 @@ fn victim() {
     });
 }
 
-async fn live(store: &SqliteStore) -> BTreeMap<String, (u64, usize)> {
+/// Of each key its revision and the number in its value.
+async fn live(store: &SqliteStore) -> BTreeMap<String, (u64, u64)> {
     let found = Arc::new(Mutex::new(BTreeMap::new()));
     let sink = found.clone();
     let visit = Box::new(move |record: Record| {
         let name = record.key.name().to_owned();
         let mut found = sink.lock().unwrap();
         match record.value {
-            Some(value) => drop(found.insert(name, (record.revision, value.len()))),
+            Some(value) => {
+                let text = String::from_utf8(value.to_vec()).unwrap();
+                let n = text.split('-').next().unwrap().parse().unwrap();
+                found.insert(name, (record.revision, n));
+            }
             None => drop(found.remove(&name)),
         }
     });
@@ -106,12 +120,14 @@ async fn no_acknowledged_write_is_lost_and_no_revision_comes_twice_however_the_s
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "victim", "--ignored", "--nocapture"])
             .env(DIRECTORY, dir.path())
+            .env(FIRST, (round * 1_000_000).to_string())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let lines = 1 + (seed >> 33) % 400;
         let mut acknowledged: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+        let mut mixed_on_disk = None;
         let before = highest;
         let output = BufReader::new(child.stdout.take().unwrap());
         let mut seen = 0;
@@ -129,6 +145,9 @@ async fn no_acknowledged_write_is_lost_and_no_revision_comes_twice_however_the_s
                 );
                 highest = highest.max(revision);
                 acknowledged.insert(name.to_owned(), (revision, n));
+                if name == "key-2" && n % 3 == 0 && n % 7 != 6 {
+                    mixed_on_disk = Some(n);
+                }
                 seen += 1;
                 if seen == lines {
                     child.kill().unwrap();
@@ -140,10 +159,32 @@ async fn no_acknowledged_write_is_lost_and_no_revision_comes_twice_however_the_s
             seen >= lines,
             "the victim ended by itself after {seen} of {lines}"
         );
-        let store = SqliteStore::open(&dir.path().join("state.db"), Options::default()).unwrap();
+        let options = Options {
+            lazy_resources: vec![LAZY.to_owned()],
+            ..Options::default()
+        };
+        let store = SqliteStore::open(&dir.path().join("state.db"), options).unwrap();
         assert!(store.position().revision >= highest);
         let live = live(&store).await;
-        for (name, (revision, n)) in acknowledged.iter().filter(|(name, _)| *name != "key-3") {
+        for name in ["key-2", "key-3"] {
+            let have = live.get(name).map(|(revision, _)| *revision);
+            assert!(
+                have.is_none_or(|have| have > highest),
+                "{name} is at {have:?}: a client may have seen newer states of it"
+            );
+        }
+        if let Some(told) = mixed_on_disk {
+            let last = acknowledged["key-2"].1;
+            let deleting = (told..=last + 1).any(|n| n % 7 == 6);
+            match live.get("key-2") {
+                Some((_, have)) => assert!(*have >= told, "key-2 has {have}, told {told}"),
+                None => assert!(deleting, "key-2, told {told}, is lost"),
+            }
+        }
+        for (name, (revision, n)) in acknowledged
+            .iter()
+            .filter(|(name, _)| name.as_str() < "key-2")
+        {
             // Every seventh deletes; one more than was told may have been under way.
             let (deleted, deleting) = (n % 7 == 6, (n + 1) % 7 == 6);
             match live.get(name) {

@@ -220,7 +220,7 @@ fn table_spec(descriptor: &Descriptor) -> TableSpec {
             .map(|name| (*name).to_owned())
             .collect(),
         fields,
-        lazy: descriptor.durability == Durability::Lazy,
+        lazy: descriptor.durability != Durability::Immediate,
     }
 }
 

@@ -410,14 +410,26 @@ impl Registry {
         change: Change,
         frees: bool,
     ) -> Result<Option<u64>, Status> {
+        let lazy = match (cx.descriptor.durability, &change) {
+            (Durability::Immediate, _) => false,
+            (Durability::Lazy, _) => true,
+            (Durability::LazyFields(fields), Change::Put(new)) => {
+                let old = self.table(&cx.descriptor).get(&cx.namespace, name);
+                let new = serde_json::from_slice(new);
+                old.zip(new.ok())
+                    .is_some_and(|(old, new)| only_differ_in(fields, old.value(), new))
+            }
+            (Durability::LazyFields(_), Change::Delete) => false,
+        };
         let write = Write {
             key: Key::new(&cx.descriptor.storage_resource(), &cx.namespace, name),
             expect,
             change,
             frees,
-            durability: match cx.descriptor.durability {
-                Durability::Immediate => store::Durability::Immediate,
-                Durability::Lazy => store::Durability::Lazy,
+            durability: if lazy {
+                store::Durability::Lazy
+            } else {
+                store::Durability::Immediate
             },
         };
         match self.store.commit(write).await {
@@ -501,4 +513,18 @@ fn check_name(cx: &Context, name: &str, object: &Value) -> Result<(), Status> {
         ))),
         _ => Ok(()),
     }
+}
+
+/// Whether two states of an object are the same but for these fields (JSON pointers) and the resourceVersion.
+fn only_differ_in(fields: &[&str], mut old: Value, mut new: Value) -> bool {
+    for object in [&mut old, &mut new] {
+        for field in fields.iter().chain(&["/metadata/resourceVersion"]) {
+            if let Some((parent, field)) = field.rsplit_once('/')
+                && let Some(Value::Object(parent)) = object.pointer_mut(parent)
+            {
+                parent.remove(field);
+            }
+        }
+    }
+    old == new
 }

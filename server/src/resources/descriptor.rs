@@ -136,8 +136,10 @@ pub struct Conversion {
 pub enum Durability {
     /// Before it is acknowledged.
     Immediate,
-    /// Within seconds, coalesced: Events and Leases are not worth an fsync each.
+    /// Within seconds, coalesced: Events are not worth an fsync each.
     Lazy,
+    /// Before it is acknowledged, but for updates that change nothing else than these fields (JSON pointers): the renewals of Leases.
+    LazyFields(&'static [&'static str]),
 }
 
 /// What may be done with a resource.

@@ -33,6 +33,8 @@ pub(super) enum Counter {
     Reserved,
     /// Compaction has been up to this revision.
     Horizon,
+    /// The same as `Reserved` after a close in order.
+    Closed,
 }
 
 impl Counter {
@@ -40,6 +42,7 @@ impl Counter {
         match self {
             Counter::Reserved => "reserved",
             Counter::Horizon => "horizon",
+            Counter::Closed => "closed",
         }
     }
 }
@@ -236,6 +239,14 @@ impl Batch<'_> {
         self.0
             .prepare_cached("DELETE FROM log WHERE revision = ?1")?
             .execute([revision as i64])?;
+        Ok(())
+    }
+
+    /// Gives a row another revision.
+    pub fn renumber(&self, revision: u64, to: u64) -> Result<(), rusqlite::Error> {
+        self.0
+            .prepare_cached("UPDATE log SET revision = ?2 WHERE revision = ?1")?
+            .execute(params![revision as i64, to as i64])?;
         Ok(())
     }
 

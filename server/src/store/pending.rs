@@ -39,6 +39,13 @@ impl Pending {
         self.by_revision.insert(revision, waiting);
     }
 
+    /// The change of this revision, if it waits, need not be written any more: there is a newer one on disk.
+    pub fn drop_superseded(&mut self, revision: u64) {
+        if let Some(dropped) = self.by_revision.remove(&revision) {
+            self.bytes -= weight(&dropped.record);
+        }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.by_revision.is_empty()
     }

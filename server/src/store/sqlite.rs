@@ -25,6 +25,8 @@ pub struct Options {
     pub lazy_delay: Duration,
     /// How long a lazily stored change to a key that is already on disk may be.
     pub lazy_rewrite_delay: Duration,
+    /// Resources with lazily stored changes.
+    pub lazy_resources: Vec<String>,
     /// How long after the disk was found full a write finds out whether it still is.
     pub full_retry: Duration,
     /// Where a backup is kept, to begin from if the file is found damaged.
@@ -41,6 +43,7 @@ impl Default for Options {
             lazy_delay: Duration::from_secs(5),
             // One flush costs 44 KiB of flash on ext4, whatever it holds: four an hour fit the budget of an idle box.
             lazy_rewrite_delay: Duration::from_secs(900),
+            lazy_resources: Vec::new(),
             full_retry: Duration::from_secs(5),
             backup: None,
             backup_every: Duration::from_secs(24 * 3600),

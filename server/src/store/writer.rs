@@ -138,6 +138,9 @@ impl Writer {
         if let Err(error) = writer.ballast.load() {
             warn!(%error, "no room for the ballast file that lets deletions go on when the disk is full");
         }
+        if let Err(error) = writer.renumber() {
+            warn!(%error, "objects whose last changes may have been lost by a crash keep their old versions");
+        }
         let mut rows = Vec::new();
         writer.log.scan(|row| rows.push(row))?;
         for row in rows {
@@ -165,6 +168,38 @@ impl Writer {
         });
         let shared = writer.shared.clone();
         Ok((writer, shared))
+    }
+
+    /// After a crash, the lazily stored objects may have had changes that are lost. Clients may have seen those: so what is left
+    /// comes back as a change of its own, with a revision that is newer than all that was given out. Nobody sees an object go
+    /// back, and no update that was made for the old state, before the lost changes, goes through.
+    fn renumber(&mut self) -> Result<(), StoreError> {
+        if self.log.counter(Counter::Closed)? == self.log.counter(Counter::Reserved)? {
+            return Ok(());
+        }
+        let lazy = &self.options.lazy_resources;
+        let mut latest: HashMap<Key, Option<u64>> = HashMap::new();
+        let mut last = self.revision;
+        self.log.scan(|row| {
+            last = last.max(row.revision);
+            if lazy.iter().any(|resource| *resource == row.key.resource()) {
+                latest.insert(row.key, row.length.map(|_| row.revision));
+            }
+        })?;
+        let mut rows: Vec<u64> = latest.into_values().flatten().collect();
+        if rows.is_empty() {
+            return Ok(());
+        }
+        rows.sort_unstable();
+        let end = last + rows.len() as u64;
+        self.log.transaction(|batch| {
+            for (row, to) in rows.iter().zip(last + 1..) {
+                batch.renumber(*row, to)?;
+            }
+            batch.set(Counter::Reserved, end)
+        })?;
+        self.revision = end;
+        Ok(())
     }
 
     /// Serves commands until told to close or until nobody can send any.
@@ -267,7 +302,11 @@ impl Writer {
             .iter_mut()
             .filter(|plan| plan.failed.is_none() && plan.durability == Durability::Lazy)
         {
-            self.postpone(plan);
+            let row = self.keys.get(&plan.record.key).and_then(|key| key.row);
+            // One that came after it may be on disk already.
+            if row.is_none_or(|(row, _)| row < plan.record.revision) {
+                self.postpone(plan);
+            }
         }
         let done: Vec<Record> = planned
             .iter()
@@ -386,6 +425,11 @@ impl Writer {
                 record.revision,
                 record.value.as_ref().map(bytes::Bytes::len),
             );
+        }
+        for plan in planned.iter().filter(|plan| plan.is_immediate()) {
+            if let Some(before) = &plan.before {
+                self.pending.drop_superseded(before.revision);
+            }
         }
         Ok(())
     }
@@ -560,13 +604,16 @@ impl Writer {
     }
 
     fn close(&mut self) -> Result<(), StoreError> {
+        let revision = self.revision;
         if let Err(error) = self.flush() {
             warn!(%error, "the latest heartbeats and events are lost");
-        }
-        let revision = self.revision;
-        if self.reserved != revision {
             self.log
                 .transaction(|batch| batch.set(Counter::Reserved, revision))?;
+        } else if self.reserved != revision || self.log.counter(Counter::Closed)? != revision {
+            self.log.transaction(|batch| {
+                batch.set(Counter::Reserved, revision)?;
+                batch.set(Counter::Closed, revision)
+            })?;
         }
         self.log.checkpoint(true)
     }

@@ -13,7 +13,8 @@ use crate::resources::{Column, Descriptor, Strategy};
 
 pub fn descriptor() -> Descriptor {
     Kind::new::<v1::Lease>("coordination.k8s.io", "v1", "Lease", "leases")
-        .lazy()
+        // Who holds a Lease must outlive a crash: else two would take themselves for leaders. That the holder lives need not.
+        .lazy_fields(&["/spec/renewTime", "/metadata/managedFields"])
         .columns(vec![
             Column::name(),
             Column::new("Holder", "Who holds the lease."),

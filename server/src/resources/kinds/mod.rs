@@ -180,6 +180,11 @@ impl Kind {
         self
     }
 
+    pub fn lazy_fields(mut self, fields: &'static [&'static str]) -> Self {
+        self.0.durability = Durability::LazyFields(fields);
+        self
+    }
+
     pub fn lazy(mut self) -> Self {
         self.0.durability = Durability::Lazy;
         self

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs what the tests need and runs them all; the README's second command. `.ci/run` calls it.
 #
-#   tests/run.sh          everything: formatting, clippy, cargo-deny, the crates' tests, the whole-system tests, and, where
-#                         its kit is built, a fast part of Kubernetes' conformance suite
+#   tests/run.sh          everything: formatting, clippy, cargo-deny, the crates' tests, the whole-system tests, the fuzz targets,
+#                         and, where its kit is built, a fast part of Kubernetes' conformance suite
 #   tests/run.sh NAME     only the tests whose names contain NAME
 #
 # Needs root on Debian 12 or newer with Debian's packages and crates.io in reach. Everything that tests make (namespaces,
@@ -45,12 +45,18 @@ deny() {
             CARGO_PROFILE_RELEASE_DEBUG=0 cargo install --quiet --locked --no-default-features --version '>=0.18, <0.21' cargo-deny) || return
         rm -rf "$target"
     fi
-    cargo deny --log-level error check licenses bans sources
+    cargo deny --log-level error check licenses bans sources || return
+    # The fuzz targets are a workspace of their own, with the main one's versions.
+    cp Cargo.lock fuzz/Cargo.lock
+    cargo deny --manifest-path fuzz/Cargo.toml --log-level error check licenses bans sources
 }
+
+# Both workspaces.
+format() { cargo fmt --all --check && cargo fmt --manifest-path fuzz/Cargo.toml --check; }
 
 if [ -z "$filter" ]; then
     if cargo fmt --version >/dev/null 2>&1; then
-        check "formatting" cargo fmt --all --check
+        check "formatting" format
     else
         not_run+=("formatting: this Rust has no rustfmt (Debian: rustfmt-web; rustup: rustup component add rustfmt)")
     fi
@@ -116,6 +122,7 @@ else
 fi
 
 check "nothing is left behind" leftovers
+[ -n "$filter" ] || check "fuzz targets: their corpora, and a few seconds of changes" fuzz/run.sh
 
 step "done"
 [ ${#not_run[@]} = 0 ] || printf '\n*** NOT RUN: %s\n' "${not_run[@]}"

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::machine::Machine;
 use super::pressure::Pressure;
 use crate::config::AgentConfig;
-use crate::resources::requests::Amounts;
+use crate::resources::requests::{Amounts, is_extended};
 
 /// What the node can give, by resource: CPU in thousandths, else whole units.
 pub fn capacity(m: &Machine, config: &AgentConfig) -> Amounts {
@@ -306,11 +306,6 @@ fn handed_on(theirs: &Value) -> Map<String, Value> {
         }
     }
     change
-}
-
-/// Whether a resource is of a domain that is not Kubernetes' own.
-fn is_extended(name: &str) -> bool {
-    name.contains('/') && !name.contains("kubernetes.io/") && !name.starts_with("requests.")
 }
 
 /// Whether all of our conditions are among theirs, whatever the heartbeat times.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::container::security::forbidden_sysctl;
-use crate::resources::requests::{Amounts, pod_requests};
+use crate::resources::requests::{Amounts, is_extended, pod_requests};
 
 /// What admission knows of the node.
 pub struct Node<'a> {
@@ -87,7 +87,12 @@ pub fn admit<'a>(
     }
     for (name, wanted) in pod_requests(spec) {
         let used = used.get(&name).copied().unwrap_or(0);
-        let capacity = node.allocatable.get(&name).copied().unwrap_or(0);
+        let capacity = node.allocatable.get(&name).copied();
+        if capacity.is_none() && is_extended(&name) {
+            // Advertised by others, who know how much there is; the scheduler has counted it.
+            continue;
+        }
+        let capacity = capacity.unwrap_or(0);
         if wanted > 0 && used + wanted > capacity {
             let message = format!(
                 "Pod was rejected: Node didn't have enough resource: {name}, requested: {wanted}, used: {used}, capacity: {capacity}"
@@ -128,6 +133,8 @@ mod tests {
         let big =
             json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": "1500m"}}}]});
         assert_eq!(ask(big.clone(), &[]), Ok(()));
+        let dongle = json!({"containers": [{"name": "c", "resources": {"requests": {"example.com/dongle": "1"}}}]});
+        assert_eq!(ask(dongle, &[]), Ok(()), "others advertise it");
         let (reason, message) = ask(big.clone(), &[pod(big.clone())]).unwrap_err();
         assert_eq!(reason, "OutOfcpu");
         assert_eq!(

@@ -108,6 +108,11 @@ pub fn pod_limits(spec: &PodSpec) -> Amounts {
     sum
 }
 
+/// Whether a resource is of a domain that is not Kubernetes' own.
+pub fn is_extended(name: &str) -> bool {
+    name.contains('/') && !name.contains("kubernetes.io/") && !name.starts_with("requests.")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -54,6 +54,19 @@ impl Owner<'_> {
     /// # Errors
     /// The first adoption or release that was refused, except for objects that went meanwhile.
     pub async fn claim(&self, tools: &Tools, resource: &str) -> Result<Vec<Arc<Object>>> {
+        self.claim_those(tools, resource, |_| true).await
+    }
+
+    /// As [`Owner::claim`], of those that are `fit` only: others are left alone.
+    ///
+    /// # Errors
+    /// As [`Owner::claim`].
+    pub async fn claim_those(
+        &self,
+        tools: &Tools,
+        resource: &str,
+        fit: impl Fn(&Meta) -> bool,
+    ) -> Result<Vec<Arc<Object>>> {
         let table = tools.table(resource);
         let meta = &self.object.meta;
         let mut candidates = table.by_owner(&meta.uid);
@@ -64,7 +77,7 @@ impl Owner<'_> {
         });
         let mut mine = Vec::with_capacity(candidates.len());
         for candidate in candidates {
-            if candidate.meta.namespace != meta.namespace {
+            if candidate.meta.namespace != meta.namespace || !fit(&candidate.meta) {
                 continue;
             }
             let changed = match self.judge(&candidate.meta) {

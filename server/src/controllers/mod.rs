@@ -10,6 +10,7 @@
 mod certificates;
 mod claims;
 mod cluster_dns;
+mod daemon_set;
 mod deployment;
 mod endpoints;
 mod garbage;
@@ -24,6 +25,8 @@ mod pods;
 mod queue;
 mod quota;
 mod replica_set;
+mod revisions;
+mod stateful_set;
 mod token_cleaner;
 
 use std::collections::HashMap;
@@ -232,6 +235,8 @@ fn all() -> Vec<Arc<dyn Controller>> {
         Arc::new(replica_set::ReplicaSets::of_replica_sets()),
         Arc::new(replica_set::ReplicaSets::of_replication_controllers()),
         Arc::new(deployment::Deployments::default()),
+        Arc::new(stateful_set::StatefulSets),
+        Arc::new(daemon_set::DaemonSets::default()),
         Arc::new(certificates::Approver),
         Arc::new(certificates::Signer),
         Arc::new(certificates::Cleaner),

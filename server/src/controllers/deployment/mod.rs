@@ -26,6 +26,7 @@ use super::{
 use crate::cache::{Event, EventType, Object};
 use crate::events::{Kind, Reference};
 use crate::registry::{DeleteOptions, Propagation};
+pub use numbers::resolve;
 use plan::{Plan, View};
 
 const RESOURCE: &str = "deployments.apps";

@@ -14,6 +14,7 @@ use super::{
 mod account;
 mod config;
 mod csr;
+mod daemon_set;
 mod endpoints;
 mod event;
 mod ingress;
@@ -28,6 +29,7 @@ mod rbac;
 mod replica_set;
 mod reviews;
 mod service;
+mod stateful_set;
 mod workload;
 
 pub use limits::{quota_covers, quota_is_scoped};
@@ -54,8 +56,10 @@ pub fn all() -> Vec<Descriptor> {
         account::service_account(),
         service::descriptor(),
         workload::controller_revision(),
+        daemon_set::descriptor(),
         workload::deployment(),
         replica_set::replica_set(),
+        stateful_set::descriptor(),
     ];
     all.extend(reviews::all());
     all.extend([

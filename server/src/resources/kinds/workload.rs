@@ -319,11 +319,11 @@ fn percent(value: &Value) -> Option<i64> {
     value.as_str()?.strip_suffix('%')?.parse().ok()
 }
 
-fn count_or_percent(value: &Value) -> Option<i64> {
+pub(super) fn count_or_percent(value: &Value) -> Option<i64> {
     value.as_i64().or_else(|| percent(value))
 }
 
-fn int_or_percent(path: &FieldPath, value: &Value, errors: &mut Errors) {
+pub(super) fn int_or_percent(path: &FieldPath, value: &Value, errors: &mut Errors) {
     match value {
         Value::String(text)
             if text

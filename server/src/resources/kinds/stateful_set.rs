@@ -1,0 +1,186 @@
+//! StatefulSet: <https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/stateful-set-v1/>.
+
+use amphipod_api::meta::{array_at, at, i64_at, str_at};
+use amphipod_api::{FieldError, FieldPath, Status};
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1;
+use serde_json::{Value, json};
+
+use super::Kind;
+use super::pod::pod_template;
+use super::workload::{SPEC, replica_counts, selector_and_template};
+use crate::resources::common::{create_with_status, fill, fill_text, spec_mut, update_with_status};
+use crate::resources::table::{age_cell, containers_and_images, name};
+use crate::resources::validate::{non_negative, one_of, pod};
+use crate::resources::{Column, Descriptor, Strategy, StrategyContext};
+
+pub fn descriptor() -> Descriptor {
+    Kind::new::<v1::StatefulSet>("apps", "v1", "StatefulSet", "statefulsets")
+        .short(&["sts"])
+        .in_all()
+        .scale()
+        .status()
+        .columns(vec![
+            Column::name(),
+            Column::new("Ready", "Ready pods, of those wanted."),
+            Column::age(),
+            Column::new("Containers", "Names of the containers in the template.").wide(),
+            Column::new("Images", "Images of the containers in the template.").wide(),
+        ])
+        .strategy(StatefulSet)
+        .build()
+}
+
+struct StatefulSet;
+
+/// What of the spec may change.
+const CHANGEABLE: &[&str] = &[
+    "replicas",
+    "ordinals",
+    "template",
+    "updateStrategy",
+    "revisionHistoryLimit",
+    "persistentVolumeClaimRetentionPolicy",
+    "minReadySeconds",
+];
+
+impl Strategy for StatefulSet {
+    fn default(&self, obj: &mut Value) {
+        let spec = spec_mut(obj);
+        fill(spec, "replicas", 1);
+        fill(spec, "revisionHistoryLimit", 10);
+        fill_text(spec, "podManagementPolicy", "OrderedReady");
+        let strategy = spec.entry("updateStrategy").or_insert_with(|| json!({}));
+        if let Some(strategy) = strategy.as_object_mut() {
+            fill_text(strategy, "type", "RollingUpdate");
+            if strategy.get("type") == Some(&json!("RollingUpdate")) {
+                let rolling = strategy.entry("rollingUpdate").or_insert_with(|| json!({}));
+                if let Some(rolling) = rolling.as_object_mut() {
+                    fill(rolling, "partition", 0);
+                }
+            }
+        }
+        let retention = spec
+            .entry("persistentVolumeClaimRetentionPolicy")
+            .or_insert_with(|| json!({}));
+        if let Some(retention) = retention.as_object_mut() {
+            fill_text(retention, "whenDeleted", "Retain");
+            fill_text(retention, "whenScaled", "Retain");
+        }
+        let template = spec.entry("template").or_insert_with(|| json!({}));
+        if let Some(template) = template.as_object_mut() {
+            pod_template(template);
+        }
+    }
+
+    fn prepare_for_create(&self, _: &StrategyContext, obj: &mut Value) -> Result<(), Status> {
+        create_with_status(obj, json!({"replicas": 0, "availableReplicas": 0}));
+        Ok(())
+    }
+
+    fn prepare_for_update(
+        &self,
+        _: &StrategyContext,
+        new: &mut Value,
+        old: &Value,
+        sub: Option<&str>,
+    ) -> Result<(), Status> {
+        update_with_status(new, old, sub, &["spec"]);
+        Ok(())
+    }
+
+    fn validate_create(&self, obj: &Value) -> Vec<FieldError> {
+        let mut errors = Vec::new();
+        let spec = &obj["spec"];
+        for field in ["replicas", "minReadySeconds", "revisionHistoryLimit"] {
+            non_negative(&SPEC.child(field), spec.get(field), &mut errors);
+        }
+        one_of(
+            &SPEC.child("podManagementPolicy"),
+            str_at(spec, &["podManagementPolicy"]),
+            &["OrderedReady", "Parallel"],
+            &mut errors,
+        );
+        let strategy = SPEC.child("updateStrategy");
+        let kind = str_at(spec, &["updateStrategy", "type"]);
+        one_of(
+            &strategy.child("type"),
+            kind,
+            &["OnDelete", "RollingUpdate"],
+            &mut errors,
+        );
+        let rolling = at(spec, &["updateStrategy", "rollingUpdate"]);
+        if kind == "OnDelete" && rolling.is_some() {
+            errors.push(FieldError::invalid(
+                strategy.child("rollingUpdate"),
+                rolling.cloned().unwrap_or_default(),
+                "only allowed for updateStrategy 'RollingUpdate'",
+            ));
+        }
+        non_negative(
+            &FieldPath::new("spec.updateStrategy.rollingUpdate.partition"),
+            at(spec, &["updateStrategy", "rollingUpdate", "partition"]),
+            &mut errors,
+        );
+        non_negative(
+            &FieldPath::new("spec.ordinals.start"),
+            at(spec, &["ordinals", "start"]),
+            &mut errors,
+        );
+        if !array_at(spec, &["volumeClaimTemplates"]).is_empty() {
+            errors.push(FieldError::forbidden(
+                SPEC.child("volumeClaimTemplates"),
+                "PersistentVolumeClaims are not served here",
+            ));
+        }
+        selector_and_template(spec, &mut errors);
+        errors
+    }
+
+    fn validate_update(&self, new: &Value, old: &Value, sub: Option<&str>) -> Vec<FieldError> {
+        if sub == Some("status") {
+            return replica_counts(
+                new,
+                &[
+                    "replicas",
+                    "readyReplicas",
+                    "currentReplicas",
+                    "updatedReplicas",
+                    "availableReplicas",
+                ],
+                "status.replicas",
+            );
+        }
+        let mut errors = self.validate_create(new);
+        let fixed = |obj: &Value| {
+            let mut spec = obj["spec"].as_object().cloned().unwrap_or_default();
+            spec.retain(|field, _| !CHANGEABLE.contains(&field.as_str()));
+            spec
+        };
+        if fixed(new) != fixed(old) {
+            let why = "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden";
+            errors.push(FieldError::forbidden(SPEC, why));
+        }
+        errors
+    }
+
+    fn warnings(&self, obj: &Value) -> Vec<String> {
+        pod::warnings(
+            &obj["spec"]["template"]["spec"],
+            &FieldPath::new("spec.template.spec"),
+        )
+    }
+
+    fn row(&self, obj: &Value, now: Timestamp) -> Vec<Value> {
+        let [containers, images] = containers_and_images(at(obj, &["spec", "template", "spec"]));
+        let ready = i64_at(obj, &["status", "readyReplicas"]).unwrap_or(0);
+        let wanted = i64_at(obj, &["spec", "replicas"]).unwrap_or(0);
+        vec![
+            name(obj),
+            format!("{ready}/{wanted}").into(),
+            age_cell(obj, now),
+            containers,
+            images,
+        ]
+    }
+}

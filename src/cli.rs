@@ -219,6 +219,15 @@ pub struct NodeArgs {
     #[cfg(feature = "agent")]
     #[arg(long, default_value = "nftables", value_name = "KIND")]
     pub firewall: amphipod_agent::FirewallKind,
+    /// What must stay free, else the node takes no more pods and ends some, as kubelet's option of this name
+    #[cfg(feature = "agent")]
+    #[arg(
+        long,
+        default_value = "memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,pid.available<5%",
+        value_name = "LIST",
+        overrides_with = "eviction_hard"
+    )]
+    pub eviction_hard: amphipod_agent::EvictionThresholds,
     /// A label for the node, KEY=VALUE; may be given several times
     #[arg(long = "node-label", value_name = "KEY=VALUE")]
     pub node_labels: Vec<String>,

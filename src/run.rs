@@ -250,6 +250,7 @@ fn agent_config(
     // By its path, which is also its name in the image `amphipod.local/hello`. After an upgrade in place the path is the new binary.
     config.helper_exe = std::env::current_exe().context("finding the path of this program")?;
     config.overlay = node.overlay;
+    config.eviction = node.eviction_hard.clone();
     config.firewall = node.firewall;
     config.cgroup_root = node.cgroup_root.clone();
     config.registries = node.registries.exists().then(|| node.registries.clone());

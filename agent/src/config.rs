@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
+
+use amphipod_api::Quantity;
 
 /// How the agent proves to the server who it is, and how it knows the server.
 #[derive(Debug, Clone)]
@@ -37,6 +40,48 @@ impl Default for EvictionThresholds {
             nodefs_inodes_free_percent: 5,
             pid_available_percent: 5,
         }
+    }
+}
+
+impl FromStr for EvictionThresholds {
+    type Err = String;
+
+    /// As kubelet's `--eviction-hard`: `memory.available<100Mi,nodefs.available<10%`. What is not named is not watched.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut limits = Self {
+            memory_available: 0,
+            nodefs_available_percent: 0,
+            nodefs_inodes_free_percent: 0,
+            pid_available_percent: 0,
+        };
+        for one in text.split(',').map(str::trim).filter(|one| !one.is_empty()) {
+            let (signal, value) = one
+                .split_once('<')
+                .ok_or_else(|| format!("{one:?}: want SIGNAL<VALUE, as in nodefs.available<10%"))?;
+            let percent = || {
+                let number = value.strip_suffix('%').and_then(|n| n.parse().ok());
+                number
+                    .filter(|n| *n <= 100)
+                    .ok_or_else(|| format!("{one:?}: want a percentage, as in {signal}<10%"))
+            };
+            match signal {
+                "memory.available" => {
+                    let bytes = value.parse::<Quantity>().ok();
+                    limits.memory_available = bytes
+                        .and_then(|bytes| bytes.value().try_into().ok())
+                        .ok_or_else(|| format!("{one:?}: want a quantity, as in {signal}<100Mi"))?;
+                }
+                "nodefs.available" => limits.nodefs_available_percent = percent()?,
+                "nodefs.inodesFree" => limits.nodefs_inodes_free_percent = percent()?,
+                "pid.available" => limits.pid_available_percent = percent()?,
+                other => {
+                    return Err(format!(
+                        "{other:?} is no signal here: want memory.available, nodefs.available, nodefs.inodesFree or pid.available"
+                    ));
+                }
+            }
+        }
+        Ok(limits)
     }
 }
 
@@ -149,6 +194,40 @@ impl AgentConfig {
             log_max_files: 5,
             image_gc_high_percent: 85,
             image_gc_low_percent: 80,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn eviction_thresholds_are_those_that_are_named() {
+        let all = "memory.available<1Gi, nodefs.available<5%,nodefs.inodesFree<3%,pid.available<2%";
+        let limits = all.parse::<EvictionThresholds>().unwrap_or_default();
+        assert_eq!(
+            (
+                limits.memory_available,
+                limits.nodefs_available_percent,
+                limits.nodefs_inodes_free_percent,
+                limits.pid_available_percent
+            ),
+            (1 << 30, 5, 3, 2)
+        );
+        let none = "".parse::<EvictionThresholds>().unwrap_or_default();
+        assert_eq!(
+            (none.memory_available, none.nodefs_available_percent),
+            (0, 0)
+        );
+        for (bad, why) in [
+            ("nodefs.available", "SIGNAL<VALUE"),
+            ("nodefs.available<1Gi", "percentage"),
+            ("memory.available<x", "quantity"),
+            ("imagefs.available<10%", "no signal"),
+        ] {
+            let told = bad.parse::<EvictionThresholds>().err().unwrap_or_default();
+            assert!(told.contains(why), "{bad}: {told}");
         }
     }
 }

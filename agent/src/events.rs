@@ -207,11 +207,14 @@ impl Teller {
         }
     }
 
-    /// Takes in an event, unless there are too many of its object.
+    /// Takes in an event. Of one object only so many are told, repeated ones too, as client-go's spam filter has it: what is too much
+    /// is counted and told with the next.
     fn take(&mut self, spool: &mut Spool, raw: Raw) {
-        let again = spool.has(&raw) || self.seen.contains_key(&raw.key());
-        if again || self.allowed(&raw.object) {
+        if spool.has(&raw) || self.allowed(&raw.object) {
             spool.add(raw);
+        } else if let Some(seen) = self.seen.get_mut(&raw.key()) {
+            seen.count += raw.count;
+            seen.at = Instant::now();
         }
     }
 

@@ -378,6 +378,8 @@ impl EdgeBox {
         let mut command = self.command(binary().to_str().expect("a UTF-8 path"));
         command
             .args([subcommand, "--cgroup-root", &format!("/{}", self.name)])
+            // How full the disk of the machine is that runs the tests says nothing about the box.
+            .args(["--eviction-hard", "memory.available<100Mi"])
             .args(args);
         command
             .stdin(Stdio::null())

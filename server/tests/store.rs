@@ -192,6 +192,52 @@ async fn revisions_are_never_given_out_twice_even_when_lazy_writes_are_lost() {
 }
 
 #[tokio::test]
+async fn a_write_on_disk_is_not_covered_by_a_heartbeat_that_came_before_it() {
+    let dir = TempDir::new().unwrap();
+    let store = open(dir.path(), Options::default());
+    let a = store.commit(put("a", Expect::Absent, "1")).await.unwrap();
+    let beat = lazily(put("a", Expect::Revision(a), "2"));
+    let a = store.commit(beat).await.unwrap();
+    let a = store
+        .commit(put("a", Expect::Revision(a), "3"))
+        .await
+        .unwrap();
+    // Reading writes what waits; compacting removes what is obsolete.
+    let now = [("a".to_owned(), a, "3".to_owned())];
+    assert_eq!(live(&store).await, now);
+    store.compact(a).await.unwrap();
+    let after = crash(dir.path());
+    let store = open(after.path(), Options::default());
+    assert_eq!(live(&store).await, now);
+}
+
+#[tokio::test]
+async fn what_a_crash_took_back_comes_as_a_change_that_is_new_and_a_stop_takes_nothing_back() {
+    let options = || Options {
+        lazy_resources: vec!["configmaps".to_owned()],
+        ..Options::default()
+    };
+    let dir = TempDir::new().unwrap();
+    let store = open(dir.path(), options());
+    let old = store.commit(put("a", Expect::Absent, "1")).await.unwrap();
+    let beat = lazily(put("a", Expect::Revision(old), "2"));
+    let seen = store.commit(beat).await.unwrap();
+    let after = crash(dir.path());
+    let crashed = open(after.path(), options());
+    let found = live(&crashed).await;
+    assert_eq!((found.len(), found[0].2.as_str()), (1, "1"));
+    assert!(found[0].1 > seen, "{found:?}, and a client saw {seen}");
+    let stale = crashed.commit(put("a", Expect::Revision(old), "3")).await;
+    assert!(matches!(stale, Err(StoreError::Conflict { .. })));
+    store.close().await.unwrap();
+    let stopped = open(dir.path(), options());
+    assert_eq!(
+        live(&stopped).await,
+        [("a".to_owned(), seen, "2".to_owned())]
+    );
+}
+
+#[tokio::test]
 async fn an_orderly_stop_loses_nothing_and_wastes_no_revision() {
     let dir = TempDir::new().unwrap();
     let store = open(dir.path(), Options::default());

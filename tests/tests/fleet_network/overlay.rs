@@ -139,13 +139,13 @@ fn forge(fleet: &Fleet, to: &EdgeBox, from: &str, pod: &str) {
 #[test]
 fn wrapped_packets_of_strangers_are_dropped() {
     let mut fleet = wrapped_fleet();
-    let w = World::new(&fleet, "strangers", &["one-a", "two-b"]);
-    let to = w.address("udp:two-b:9000");
-    let [from, pod] = ["one-a", "two-b"].map(|pod| w.ip(pod).to_owned());
+    let w = World::new(&fleet, "strangers", &["one-a", "victim-b"]);
+    let to = w.address("udp:victim-b:9000");
+    let [from, pod] = ["one-a", "victim-b"].map(|pod| w.ip(pod).to_owned());
     w.reaches("a peer's pods are heard", &["one-a"], &[&to], |_, _| true);
     // UDP packets to ports where nobody listens (RFC 4113), which is where the forged ones go.
     let heard = |fleet: &Fleet| {
-        let stats = run_in_pod(&fleet.agent, "two-b", &["cat", "/proc/net/snmp"]).unwrap();
+        let stats = run_in_pod(&fleet.agent, "victim-b", &["cat", "/proc/net/snmp"]).unwrap();
         let counts = stats.lines().filter(|line| line.starts_with("Udp:")).nth(1);
         let count = counts.unwrap().split(' ').nth(2);
         count.unwrap().parse::<u32>().unwrap()

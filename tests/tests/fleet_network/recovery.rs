@@ -141,7 +141,8 @@ fn a_box_can_change_its_firewall_and_keeps_nothing_of_the_old_one() {
     );
 }
 
-/// Runs a program of the box in a pod's network, without the server: the pod is found by its host name among the box's processes.
+/// Runs a program of the box in a pod's network, without the server: the pod is found by its host name among the box's processes, so that name
+/// must be no other pod's of the fleet.
 pub fn run_in_pod(on: &EdgeBox, pod: &str, args: &[&str]) -> Result<String, String> {
     let find = format!(
         "for p in $(pgrep -x peer); do [ \"$(nsenter -u -t $p hostname)\" = {pod} ] && echo $p && break; done"
@@ -166,7 +167,11 @@ fn ask_in_pod(on: &EdgeBox, pod: &str, targets: &[String]) -> Result<Vec<String>
 #[test]
 fn after_a_power_cut_without_the_server_pods_reach_each_other_and_their_services_on_both_boxes() {
     let mut fleet = wrapped_fleet();
-    let w = World::new(&fleet, "offline", &["far-a", "near-b", "client-b", "foe-b"]);
+    let w = World::new(
+        &fleet,
+        "offline",
+        &["far-a", "near-b", "caller-b", "intruder-b"],
+    );
     let mut targets = vec![w.address("near-b:8080"), w.address("udp:far-a:8080")];
     for app in ["far", "near"] {
         let spec = w.service(
@@ -178,16 +183,16 @@ fn after_a_power_cut_without_the_server_pods_reach_each_other_and_their_services
     let names = ["near-b", "far-a", "far-a", "near-b"];
     w.policy(
         "no-foes",
-        "{podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]}",
+        "{podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {app: caller}}}]}]}",
     );
     let addresses: Vec<&str> = targets.iter().map(String::as_str).collect();
     w.reaches(
         "before the power cut",
-        &["client-b", "foe-b"],
+        &["caller-b", "intruder-b"],
         &addresses,
-        |client, _| client == "client-b",
+        |client, _| client == "caller-b",
     );
-    let client = w.ip("client-b").to_owned();
+    let client = w.ip("caller-b").to_owned();
     drop(w);
 
     fleet.server.kill_program();
@@ -199,7 +204,7 @@ fn after_a_power_cut_without_the_server_pods_reach_each_other_and_their_services
         "everything to be as before",
         Duration::from_secs(40),
         || {
-            let said = ask_in_pod(&fleet.agent, "client-b", &targets)?;
+            let said = ask_in_pod(&fleet.agent, "caller-b", &targets)?;
             let expected = names.map(|name| format!("{name} {client}"));
             if said == expected {
                 Ok(())
@@ -209,7 +214,7 @@ fn after_a_power_cut_without_the_server_pods_reach_each_other_and_their_services
         },
     );
     // Policies as well, from the agent's copy; and the box itself reaches its own pods.
-    let said = ask_in_pod(&fleet.agent, "foe-b", &targets).unwrap();
+    let said = ask_in_pod(&fleet.agent, "intruder-b", &targets).unwrap();
     assert_eq!(said, ["-"; 4]);
     let said = ask_from(&fleet.agent, &targets[3..]);
     assert!(said[0].starts_with("near-b"), "{said:?}");

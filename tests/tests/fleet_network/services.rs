@@ -102,7 +102,7 @@ fn a_client_keeps_its_pod_wherever_it_is() {
     let spec = w.service("web", "type: NodePort, selector: {app: web}, sessionAffinity: ClientIP, ports: [{port: 80, targetPort: http}]");
     let target = format!("{}:80", cluster_ip(&spec));
     let kept = |what: &str, ask: &dyn Fn() -> Vec<String>| {
-        eventually(what, Duration::from_secs(20), || {
+        eventually(what, Duration::from_secs(60), || {
             let said = ask();
             match said.iter().all(|s| *s == said[0] && s != "-") {
                 true => Ok(said[0].clone()),
@@ -111,7 +111,7 @@ fn a_client_keeps_its_pod_wherever_it_is() {
         })
     };
     // Both endpoints are known before anybody is remembered.
-    eventually("two endpoints", Duration::from_secs(10), || {
+    eventually("two endpoints", Duration::from_secs(30), || {
         let slices = w.kubectl.run(&["get", "endpointslices", "-o", "wide"]).ok();
         let both = ["web-a", "web-b"]
             .iter()
@@ -175,7 +175,7 @@ fn the_external_policy_local_keeps_the_clients_address_and_drops_where_no_pod_is
         let expected = format!("\"localEndpoints\":{pods}");
         eventually(
             &format!("{url} to answer {code}"),
-            Duration::from_secs(10),
+            Duration::from_secs(30),
             || {
                 let ran = fleet.lan.run(&["curl", "-sS", "-m3", "-i", &url]);
                 let told = ran.stdout.contains(code) && ran.stdout.contains(&expected);
@@ -225,7 +225,7 @@ fn the_external_policy_local_keeps_the_clients_address_and_drops_where_no_pod_is
     via(fleet.server.address());
     assert_eq!(ask_outside(&fleet.lan, &target), ["-", "-"]);
     w.kubectl.run(&["delete", "pod", "web-b", "--force"]).ok();
-    eventually("no healthy box", Duration::from_secs(10), || {
+    eventually("no healthy box", Duration::from_secs(30), || {
         let url = format!("http://{}:{health}/", fleet.agent.address());
         let ran = fleet.lan.run(&[
             "curl",
@@ -244,7 +244,7 @@ fn the_external_policy_local_keeps_the_clients_address_and_drops_where_no_pod_is
         }
     });
     w.kubectl.run(&["delete", "service", "web"]).ok();
-    eventually("the port to close", Duration::from_secs(10), || {
+    eventually("the port to close", Duration::from_secs(30), || {
         let ran = fleet.lan.run(&[
             "curl",
             "-sS",
@@ -359,7 +359,7 @@ fn a_service_without_pods_refuses_on_every_box() {
         "type: NodePort, selector: {app: web}, ports: [{port: 80, targetPort: http}]",
     );
     let refused = |what: &str, run: &dyn Fn() -> amphipod_tests::Ran| {
-        eventually(what, Duration::from_secs(10), || {
+        eventually(what, Duration::from_secs(30), || {
             let ran = run();
             if ran.stderr.contains("refused") {
                 Ok(())

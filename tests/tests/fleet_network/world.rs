@@ -51,12 +51,12 @@ impl Fleet {
         agent.start_agent(&line);
         let kubectl = server.kubectl();
         let registries = [&server, &agent].map(Registry::start);
-        eventually("the second box to join", Duration::from_secs(60), || {
+        eventually("the second box to join", Duration::from_secs(120), || {
             let ran = kubectl.run(&["get", "node", agent.name()]);
             let told = (ran.code == 0).then_some(());
             told.ok_or_else(|| format!("{ran:?}\n{}", agent.log()))
         });
-        kubectl.wait_for(&format!("node/{}", agent.name()), "condition=Ready", 60);
+        kubectl.wait_for(&format!("node/{}", agent.name()), "condition=Ready", 120);
         for (node, zone) in [(&server, "one"), (&agent, "two")] {
             let zone = format!("topology.kubernetes.io/zone={zone}");
             kubectl
@@ -100,7 +100,7 @@ impl Fleet {
             fine.then_some(()).ok_or(format!("{ran:?}"))
         });
         let node = format!("node/{}", self.agent.name());
-        self.kubectl.wait_for(&node, "condition=Ready", 60);
+        self.kubectl.wait_for(&node, "condition=Ready", 120);
     }
 
     /// The box of a pod whose name ends in `-a` (the server's) or `-b`.
@@ -202,7 +202,7 @@ spec:
         self.kubectl.apply(&manifests.join("---\n"));
         for name in pods {
             self.kubectl
-                .wait_for(&format!("pod/{name}"), "condition=Ready", 60);
+                .wait_for(&format!("pod/{name}"), "condition=Ready", 120);
             let pod = self.kubectl.get(&["pod", name]);
             let ip = pod["status"]["podIP"].as_str().unwrap().to_owned();
             self.ips.insert((*name).to_owned(), ip);
@@ -231,13 +231,17 @@ spec:
         ));
     }
 
-    /// What a pod hears from each of the targets, in order; `-` without an answer.
+    /// What a pod hears from each of the targets, in order; `-` without an answer, and why where it could not be asked.
     #[track_caller]
     pub fn ask(&self, pod: &str, targets: &[String]) -> Vec<String> {
         let mut args = vec!["exec", pod, "--", "peer", "reach"];
         args.extend(targets.iter().map(String::as_str));
-        let said = self.kubectl.run(&args).ok();
-        said.lines().map(str::to_owned).collect()
+        let ran = self.kubectl.run(&args);
+        let said: Vec<String> = ran.stdout.lines().map(str::to_owned).collect();
+        match said.len() == targets.len() {
+            true => said,
+            false => vec![format!("kubectl exec: {ran:?}"); targets.len()],
+        }
     }
 
     /// `POD:PORT` with the pod's address in place of its name, after `udp:` or not; what is no pod stays.
@@ -261,7 +265,7 @@ spec:
         expected: impl Fn(&str, &str) -> bool,
     ) {
         let addresses: Vec<String> = targets.iter().map(|t| self.address(t)).collect();
-        eventually(what, Duration::from_secs(25), || {
+        eventually(what, Duration::from_secs(60), || {
             let answers = std::thread::scope(|scope| {
                 let addresses = &addresses;
                 let ask = |&client| scope.spawn(move || (client, self.ask(client, addresses)));
@@ -300,7 +304,7 @@ spec:
     pub fn answers(&self, what: &str, names: &[&str], ask: impl Fn() -> Vec<String>) {
         eventually(
             &format!("{what}: an answer of {names:?}"),
-            Duration::from_secs(20),
+            Duration::from_secs(60),
             || {
                 let said = ask();
                 let mut seen: Vec<&str> = said

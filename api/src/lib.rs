@@ -1,8 +1,9 @@
 //! What server, agent and clients share: the object model helpers over `serde_json::Value`, Kubernetes `Status` errors,
-//! quantities, selectors, names, patches, identity (PKI and tokens) and the REST client with watch.
+//! quantities, selectors, names, patches, identity (PKI and tokens), the REST client with watch, and how files and databases are kept safe on a small disk.
 //!
 //! Architecture invariant: this crate knows the API's shapes and texts, never a server's storage nor an agent's kernel.
 
+pub mod ballast;
 pub mod client;
 pub mod field;
 pub mod files;

@@ -46,6 +46,7 @@ reasons! {
     INTERNAL_ERROR = "InternalError",
     EXPIRED = "Expired",
     SERVICE_UNAVAILABLE = "ServiceUnavailable",
+    INSUFFICIENT_STORAGE = "InsufficientStorage",
 }
 
 impl Reason {
@@ -401,6 +402,12 @@ impl Status {
     /// 503
     pub fn service_unavailable(message: impl Into<String>) -> Status {
         Self::failure(503, Reason::SERVICE_UNAVAILABLE, message)
+    }
+
+    /// 507, as HTTP calls it (RFC 4918, section 11.5): nothing new fits on the server's disk. Upstream has no such case; clients
+    /// treat a reason that they do not know by its code, a server's error that may pass.
+    pub fn insufficient_storage(message: impl Into<String>) -> Status {
+        Self::failure(507, Reason::INSUFFICIENT_STORAGE, message)
     }
 
     /// 500 `Internal error occurred: why`

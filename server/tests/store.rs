@@ -434,9 +434,10 @@ async fn a_second_server_on_the_same_file_is_refused() {
     assert!(matches!(second, Err(StoreError::Failed(text)) if text.contains("another server")));
 }
 
-/// Runs on a file system of eight MiB, in a mount namespace of this thread and those it starts.
-#[test]
-fn a_full_disk_refuses_writes_clearly_lets_deletions_pass_and_recovers() {
+/// Runs `test` on a file system of 16 MiB, in a mount namespace of this thread and those it starts.
+fn on_a_small_disk<F: Future<Output = ()>>(
+    test: impl FnOnce(std::path::PathBuf) -> F + Send + 'static,
+) {
     let dir = TempDir::new().unwrap();
     let place = dir.path().to_owned();
     let test = std::thread::spawn(move || {
@@ -452,16 +453,86 @@ fn a_full_disk_refuses_writes_clearly_lets_deletions_pass_and_recovers() {
             &place,
             Some("tmpfs"),
             MsFlags::empty(),
-            Some("size=8m"),
+            Some("size=16m"),
         )
         .unwrap();
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .unwrap()
-            .block_on(fill_and_recover(&place));
+            .block_on(test(place));
     });
     test.join().unwrap();
+}
+
+#[test]
+fn a_full_disk_refuses_writes_clearly_lets_deletions_pass_and_recovers() {
+    on_a_small_disk(|place| async move { fill_and_recover(&place).await });
+}
+
+/// Takes what is left on the disk, to the last block.
+fn take_all(dir: &Path) {
+    use std::io::Write as _;
+    let mut file = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(dir.join("taken"))
+        .unwrap();
+    while file.write_all(&[0; 4096]).is_ok() {}
+}
+
+#[test]
+fn deletions_and_small_changes_pass_while_something_takes_every_block_that_comes_free() {
+    on_a_small_disk(|dir| async move {
+        let options = || Options {
+            full_retry: Duration::ZERO,
+            ..Options::default()
+        };
+        let mut store = open(&dir, options());
+        let value = "x".repeat(10_000);
+        let mut revisions = Vec::new();
+        for n in 0..100 {
+            let write = put(&format!("n{n}"), Expect::Absent, &value);
+            revisions.push(store.commit(write).await.unwrap());
+        }
+        for round in 0..2 {
+            let (mut refused, mut number) = (0, 0);
+            while refused < 3 {
+                take_all(&dir);
+                number += 1;
+                let name = format!("more-{round}-{number}");
+                match store.commit(put(&name, Expect::Absent, &value)).await {
+                    Ok(_) => refused = 0,
+                    Err(StoreError::Full(_)) => refused += 1,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            for n in round * 50..round * 50 + 50 {
+                take_all(&dir);
+                let changed = value.replacen('x', "y", 100);
+                let name = format!("n{n}");
+                let write = put(&name, Expect::Revision(revisions[n]), &changed);
+                let revision = store.commit(write).await.unwrap();
+                take_all(&dir);
+                store.commit(delete(&name, revision)).await.unwrap();
+            }
+            // In order, and anew: the next one has no more space than this one had.
+            take_all(&dir);
+            store.close().await.unwrap();
+            store = open(&dir, options());
+        }
+        assert!(
+            !live(&store)
+                .await
+                .iter()
+                .any(|(name, ..)| name.starts_with('n'))
+        );
+        std::fs::remove_file(dir.join("taken")).unwrap();
+        store
+            .commit(put("after", Expect::Absent, &value))
+            .await
+            .unwrap();
+    });
 }
 
 async fn fill_and_recover(dir: &Path) {

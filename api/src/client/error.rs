@@ -65,7 +65,7 @@ impl ClientError {
     pub fn is_retryable(&self) -> bool {
         match self {
             ClientError::Transport(_) => true,
-            ClientError::Status(status) => matches!(status.code, 429 | 500 | 502 | 503 | 504),
+            ClientError::Status(status) => matches!(status.code, 429 | 500 | 502 | 503 | 504 | 507),
             ClientError::Decode(_) | ClientError::Config(_) => false,
         }
     }

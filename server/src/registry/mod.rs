@@ -227,9 +227,7 @@ fn table_spec(descriptor: &Descriptor) -> TableSpec {
 /// A store's failure as an answer. A conflict must have been told before, in the words of the verb.
 fn storage_status(error: &StoreError) -> Status {
     match error {
-        StoreError::Full(_) => {
-            Status::failure(507, amphipod_api::Reason::INTERNAL_ERROR, error.to_string())
-        }
+        StoreError::Full(_) => Status::insufficient_storage(error.to_string()),
         StoreError::Closed => Status::service_unavailable(error.to_string()),
         StoreError::Compacted { horizon } => Status::too_old_resource_version(0, *horizon),
         _ => Status::internal_error(error),

@@ -31,24 +31,30 @@ impl History {
         self.bytes += length;
     }
 
-    /// All rows up to a revision, at most a bunch.
-    pub fn upto(&self, revision: u64) -> Removal {
-        self.oldest_while(|obsolete, _, _| obsolete.by <= revision)
+    /// All rows up to a revision, at most so many.
+    pub fn upto(&self, revision: u64, most: usize) -> Removal {
+        self.oldest_while(most, |obsolete, _, _| obsolete.by <= revision)
     }
 
     /// The rows beyond what is to be kept, at most a bunch; none while there are only a few.
     pub fn beyond(&self, keep_rows: usize, keep_bytes: usize) -> Removal {
         let many = self.rows.len() > keep_rows + BUNCH / 2 || self.bytes > keep_bytes;
-        self.oldest_while(|_, rows, bytes| many && (rows > keep_rows || bytes > keep_bytes / 4 * 3))
+        self.oldest_while(BUNCH, |_, rows, bytes| {
+            many && (rows > keep_rows || bytes > keep_bytes / 4 * 3)
+        })
     }
 
-    fn oldest_while(&self, wanted: impl Fn(&Obsolete, usize, usize) -> bool) -> Removal {
+    fn oldest_while(
+        &self,
+        most: usize,
+        wanted: impl Fn(&Obsolete, usize, usize) -> bool,
+    ) -> Removal {
         let mut removal = Removal {
             rows: Vec::new(),
             horizon: 0,
         };
         let (mut rows, mut bytes) = (self.rows.len(), self.bytes);
-        for obsolete in self.rows.iter().take(BUNCH) {
+        for obsolete in self.rows.iter().take(most) {
             if !wanted(obsolete, rows, bytes) {
                 break;
             }

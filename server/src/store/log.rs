@@ -8,7 +8,7 @@
 //! - `locking_mode=EXCLUSIVE`: one server per file, told clearly; and no shared-memory file beside it.
 //! - `cache_size=-512`: half a MiB of pages; objects are served from the watch cache, rows are read only at start.
 //! - `wal_autocheckpoint=512` (2 MiB) and `journal_size_limit`: the write-ahead log is copied into the file seldom, and fits
-//!   into the space that `ballast.rs` keeps back.
+//!   into the space that the ballast sets aside.
 //! - `temp_store=MEMORY`: nothing is written elsewhere. `auto_vacuum=NONE`: freed pages are reused by later appends.
 
 use std::path::Path;
@@ -26,6 +26,9 @@ const SCHEMA: &str = "
 
 /// The layout that this code writes, kept in `user_version`.
 const VERSION: i64 = 1;
+
+/// What is set aside for the write-ahead log: the 2 MiB at which it is copied, and the last transaction before that.
+pub(super) const SET_ASIDE: u32 = 7 << 19;
 
 /// Names of the numbers beside the log.
 pub(super) enum Counter {
@@ -45,6 +48,17 @@ impl Counter {
             Counter::Closed => "closed",
         }
     }
+}
+
+/// What becomes of the write-ahead log after it was copied into the file.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Checkpoint {
+    /// It is used from its beginning by the next transaction that can.
+    Passive,
+    /// The same, for certain.
+    Restart,
+    /// Its space is given back.
+    Truncate,
 }
 
 /// What a scan tells about a row.
@@ -75,8 +89,9 @@ impl Log {
             .map_err(store_error)?;
         db.execute_batch(
             "PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-512;
-             PRAGMA wal_autocheckpoint=512; PRAGMA journal_size_limit=2097152; PRAGMA temp_store=MEMORY;",
+             PRAGMA wal_autocheckpoint=512; PRAGMA temp_store=MEMORY;",
         )
+        .and_then(|()| db.pragma_update(None, "journal_size_limit", SET_ASIDE))
         .map_err(store_error)?;
         let verdict: String = db
             .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
@@ -200,12 +215,49 @@ impl Log {
         Ok(())
     }
 
-    /// Copies the write-ahead log into the file; `give_back`: and its space goes to the file system, else it is used again.
-    pub fn checkpoint(&self, give_back: bool) -> Result<(), StoreError> {
-        let mode = if give_back { "TRUNCATE" } else { "RESTART" };
+    /// Copies the write-ahead log into the file.
+    pub fn checkpoint(&self, how: Checkpoint) -> Result<(), StoreError> {
+        let mode = match how {
+            Checkpoint::Passive => "PASSIVE",
+            Checkpoint::Restart => "RESTART",
+            Checkpoint::Truncate => "TRUNCATE",
+        };
         self.connection
             .query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(()))
             .map_err(store_error)
+    }
+
+    /// Makes so many bytes inside the file free for new rows, on blocks that the file then has.
+    pub fn grow(&mut self, bytes: u64) -> Result<(), StoreError> {
+        self.transaction(|batch| {
+            batch
+                .0
+                .execute_batch("CREATE TABLE IF NOT EXISTS spare (space BLOB)")?;
+            let insert = "INSERT INTO spare VALUES (zeroblob(?1))";
+            batch.0.execute(insert, [bytes as i64]).map(drop)
+        })?;
+        // Pages that are free before they were ever copied would be holes in the file.
+        let copied = self.checkpoint(Checkpoint::Restart);
+        self.transaction(|batch| batch.0.execute_batch("DROP TABLE spare"))?;
+        copied
+    }
+
+    /// The size of the database, with what is only in the write-ahead log.
+    pub fn bytes(&self) -> Result<u64, StoreError> {
+        let bytes: i64 = self
+            .connection
+            .prepare_cached(
+                "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size",
+            )
+            .and_then(|mut query| query.query_row([], |row| row.get(0)))
+            .map_err(store_error)?;
+        Ok(bytes as u64)
+    }
+
+    /// The size of the file without the write-ahead log; 0 if it cannot be told.
+    pub fn file_bytes(&self) -> u64 {
+        let path = self.connection.path().unwrap_or_default();
+        std::fs::metadata(path).map_or(0, |file| file.len())
     }
 
     /// Bytes inside the file that new rows can take without its growing.

@@ -11,7 +11,6 @@
 //! - [`Durability::Immediate`] commits are on disk when they answer.
 
 mod backup;
-mod ballast;
 mod history;
 mod log;
 mod pending;

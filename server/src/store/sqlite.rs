@@ -5,12 +5,12 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, SystemTime};
 
+use amphipod_api::ballast::Ballast;
 use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
 use tracing::{error, warn};
 
-use super::ballast::Ballast;
-use super::log::Log;
+use super::log::{self, Log};
 use super::writer::{Command, Reply, Shared, Writer};
 use super::{Position, Record, Sink, Store, StoreError, Write};
 
@@ -70,7 +70,10 @@ impl SqliteStore {
     /// # Errors
     /// [`StoreError::Corrupt`] for a damaged file; others for one that cannot be used.
     pub fn open(path: &Path, options: Options) -> Result<SqliteStore, StoreError> {
-        let (writer, shared) = Writer::new(Log::open(path)?, Ballast::beside(path), options)?;
+        // The ballast: enough for the copying of the write-ahead log and many deletions.
+        let ballast = Ballast::beside(path, 3 << 20, log::SET_ASIDE);
+        ballast.lend();
+        let (writer, shared) = Writer::new(Log::open(path)?, ballast, options)?;
         let (sender, receiver) = mpsc::channel();
         std::thread::Builder::new()
             .name("store".to_owned())

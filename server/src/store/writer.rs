@@ -12,13 +12,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use amphipod_api::ballast::Ballast;
+use bytes::Bytes;
 use tokio::sync::oneshot;
 use tracing::warn;
 
 use super::backup::{self, Backups};
-use super::ballast::Ballast;
 use super::history::{BUNCH, History, Removal};
-use super::log::{Counter, Log};
+use super::log::{Checkpoint, Counter, Log};
 use super::pending::Pending;
 use super::{Change, Durability, Expect, Key, Options, Record, Sink, StoreError, Write};
 
@@ -52,7 +53,10 @@ pub(super) struct Shared {
 
 /// Bounds of one transaction.
 const BATCH_WRITES: usize = 1024;
-const BATCH_BYTES: usize = 4 << 20;
+const BATCH_BYTES: usize = 1 << 20;
+/// How much larger the database may be than its file: what is only in the write-ahead log needs space when it is copied. At most
+/// this and one transaction, which the ballast covers.
+const GROWTH: u64 = 1 << 20;
 /// Revisions are reserved on disk in blocks of this many.
 const RESERVE: u64 = 4096;
 /// Lazy changes that wait in memory: above the first they are written at once, above the second refused.
@@ -61,8 +65,13 @@ const PENDING_BYTES_MOST: usize = 32 << 20;
 /// How long to wait after a failed attempt to write lazy changes, or to take up the ballast again.
 const RETRY: Duration = Duration::from_secs(10);
 
-/// While the disk is full: free bytes inside the file above which other writes than deletions may take some.
-const ROOM: u64 = 2 << 20;
+/// While the disk is full: free bytes inside the file that are left for deletions and small changes.
+const ROOM: u64 = 512 << 10;
+/// While the disk is full, what one transaction takes must fit into what was set aside for the write-ahead log.
+const FULL_BATCH_WRITES: usize = 64;
+const FULL_BATCH_BYTES: usize = 256 << 10;
+/// While the disk is full, by how many bytes an object may grow: statuses and conditions change a little.
+const FULL_GROWTH: usize = 2 << 10;
 
 /// A key that exists, or whose deletion is not on disk yet.
 struct Latest {
@@ -77,6 +86,8 @@ struct Planned {
     record: Record,
     durability: Durability,
     frees: bool,
+    /// It replaces a row that is not much smaller, which goes soon after.
+    replaces: bool,
     reply: Reply<u64>,
     before: Option<Latest>,
     failed: Option<StoreError>,
@@ -104,6 +115,10 @@ pub(super) struct Writer {
     /// The disk was full, the ballast was dropped: when it was last tried to take it up again. Until that works, only
     /// writes that free space are tried.
     full_since: Option<Instant>,
+    /// The disk is so full that the write-ahead log could not be copied: what is set aside is for deletions alone.
+    cramped: bool,
+    /// The database's file has at least so many bytes.
+    file_bytes: u64,
     backups: Backups,
 }
 
@@ -131,12 +146,15 @@ impl Writer {
             reserved: 0,
             failing: false,
             full_since: None,
+            cramped: false,
+            file_bytes: 0,
             backups,
             ballast,
             log,
         };
         if let Err(error) = writer.ballast.load() {
-            warn!(%error, "no room for the ballast file that lets deletions go on when the disk is full");
+            warn!(%error, "the disk that holds the server's state is full; until there is space, only deletions and small changes are taken");
+            writer.full_since = Some(Instant::now());
         }
         if let Err(error) = writer.renumber() {
             warn!(%error, "objects whose last changes may have been lost by a crash keep their old versions");
@@ -223,7 +241,11 @@ impl Writer {
                 Command::Commit(write, reply) => {
                     let mut batch = vec![(write, reply)];
                     let mut bytes = 0;
-                    while batch.len() < BATCH_WRITES && bytes < BATCH_BYTES {
+                    let (most, most_bytes) = match self.full_since {
+                        None => (BATCH_WRITES, BATCH_BYTES),
+                        Some(_) => (FULL_BATCH_WRITES, FULL_BATCH_BYTES),
+                    };
+                    while batch.len() < most && bytes < most_bytes {
                         match commands.try_recv() {
                             Ok(Command::Commit(write, reply)) => {
                                 if let Change::Put(value) = &write.change {
@@ -282,14 +304,22 @@ impl Writer {
         if planned.is_empty() {
             return;
         }
-        if let Err(error) = self.has_room() {
-            self.fail(&mut planned, &error, |plan, _| !plan.frees);
+        let length = |plan: &Planned| plan.record.value.as_ref().map_or(0, Bytes::len);
+        if let Err(error) = self.has_room(planned.iter().map(length).sum()) {
+            self.refuse(&mut planned, &error);
         }
         let mut result = self.store(&planned);
         if let Err(error @ StoreError::Full(_)) = &result {
             self.told(error);
-            self.fail(&mut planned, error, |plan, _| !plan.frees);
             self.make_room();
+            self.refuse(&mut planned, error);
+            result = self.store(&planned);
+        }
+        if let Err(error @ StoreError::Full(_)) = &result
+            && !self.cramped
+        {
+            self.cramped = true;
+            self.refuse(&mut planned, error);
             result = self.store(&planned);
         }
         if let Err(error) = result {
@@ -361,6 +391,8 @@ impl Writer {
             value,
         };
         let row = latest.and_then(|latest| latest.row);
+        let length = record.value.as_ref().map_or(0, Bytes::len);
+        let replaces = row.is_some_and(|(_, before)| length <= before + FULL_GROWTH);
         let now = Latest {
             revision: record.revision,
             deleted: record.value.is_none(),
@@ -371,6 +403,7 @@ impl Writer {
             record,
             durability: write.durability,
             frees: write.frees,
+            replaces,
             reply,
             before,
             failed: None,
@@ -394,7 +427,7 @@ impl Writer {
             None => self
                 .history
                 .beyond(self.options.keep_rows, self.options.keep_bytes),
-            Some(_) => self.history.upto(self.revision),
+            Some(_) => self.history.upto(self.revision, FULL_BATCH_WRITES),
         };
         let horizon = removal.horizon.max(self.horizon());
         self.log.transaction(|batch| {
@@ -409,6 +442,7 @@ impl Writer {
             reserve.map_or(Ok(()), |reserve| batch.set(Counter::Reserved, reserve))
         })?;
         self.recovered();
+        self.grown();
         self.forget(&removal);
         if let Some(reserve) = reserve {
             self.reserved = reserve;
@@ -502,7 +536,7 @@ impl Writer {
         }
         let records = self.unwritten();
         if !records.is_empty() {
-            if let Err(error) = self.has_room() {
+            if let Err(error) = self.has_room(self.pending.bytes) {
                 self.pending.due = Some(Instant::now() + RETRY);
                 return Err(error);
             }
@@ -530,7 +564,7 @@ impl Writer {
     fn compact(&mut self, revision: u64) -> Result<(), StoreError> {
         let revision = revision.min(self.revision);
         loop {
-            let mut removal = self.history.upto(revision);
+            let mut removal = self.history.upto(revision, BUNCH);
             let last = removal.rows.len() < BUNCH;
             if last {
                 removal.horizon = self.horizon().max(revision);
@@ -603,7 +637,16 @@ impl Writer {
         self.shared.revision.store(self.revision, Ordering::Release);
     }
 
-    fn close(&mut self) -> Result<(), StoreError> {
+    fn close(mut self) -> Result<(), StoreError> {
+        let noted = self.note_close();
+        let closed = noted.and_then(|()| self.log.checkpoint(Checkpoint::Truncate));
+        drop(self.log);
+        // The write-ahead log is gone; the next one begins with the ballast, if there is room for that now.
+        let _ = self.ballast.load_file();
+        closed
+    }
+
+    fn note_close(&mut self) -> Result<(), StoreError> {
         let revision = self.revision;
         if let Err(error) = self.flush() {
             warn!(%error, "the latest heartbeats and events are lost");
@@ -615,7 +658,7 @@ impl Writer {
                 batch.set(Counter::Closed, revision)
             })?;
         }
-        self.log.checkpoint(true)
+        Ok(())
     }
 }
 

@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use tracing::{info, warn};
 
-use super::{Planned, ROOM, Writer};
+use super::{GROWTH, Planned, ROOM, Writer};
+use crate::store::log::Checkpoint;
 use crate::store::{Key, StoreError};
 
 impl Writer {
@@ -32,8 +33,18 @@ impl Writer {
         }
     }
 
-    /// Says no while the disk is full. Finds out now and then whether it still is.
-    pub(super) fn has_room(&mut self) -> Result<(), StoreError> {
+    /// Refuses what a full disk does not take. Deletions pass; what is only in memory passes; and, unless it is very tight, what
+    /// replaces something about as large: a box must be able to tell its state, and an operator to scale down what fills the disk.
+    pub(super) fn refuse(&mut self, planned: &mut [Planned], error: &StoreError) {
+        let cramped = self.cramped;
+        self.fail(planned, error, |plan, _| {
+            plan.is_immediate() && !plan.frees && (cramped || !plan.replaces)
+        });
+    }
+
+    /// Says no while the disk is full, unless so many bytes fit into what is free inside the file. Finds out now and then whether
+    /// the disk still is full.
+    pub(super) fn has_room(&mut self, bytes: usize) -> Result<(), StoreError> {
         let Some(tried) = self.full_since else {
             return Ok(());
         };
@@ -43,20 +54,52 @@ impl Writer {
                 return Ok(());
             }
             self.full_since = Some(Instant::now());
+            self.copy_log();
         }
-        if self.log.free_bytes().is_ok_and(|bytes| bytes > ROOM) {
+        let free = self.log.free_bytes().unwrap_or(0);
+        if !self.cramped && free > ROOM + bytes as u64 {
             return Ok(());
         }
         Err(StoreError::Full("no space left on device".to_owned()))
     }
 
-    /// Gives back the ballast, and what the write-ahead log holds beside the file.
+    /// Gives back the ballast, and while there is that space, copies the write-ahead log into the file and makes some of it free.
     pub(super) fn make_room(&mut self) {
         self.ballast.drop();
         self.full_since = Some(Instant::now());
-        if let Err(error) = self.log.checkpoint(false) {
-            warn!(%error, "copying the write-ahead log into the state database");
+        self.copy_log();
+        if !self.cramped && self.log.free_bytes().is_ok_and(|free| free < ROOM) {
+            // Before somebody else takes it.
+            self.cramped = self.log.grow(ROOM).is_err();
         }
+    }
+
+    /// After a transaction: finds out whether there is space for what the database has grown by, before more is promised.
+    pub(super) fn grown(&mut self) {
+        if self.full_since.is_some() {
+            return;
+        }
+        let enough = |bytes: u64, file: u64| bytes <= file + GROWTH;
+        let Ok(bytes) = self.log.bytes() else { return };
+        if enough(bytes, self.file_bytes) {
+            return;
+        }
+        self.file_bytes = self.log.file_bytes();
+        if enough(bytes, self.file_bytes) {
+            return;
+        }
+        match self.log.checkpoint(Checkpoint::Passive) {
+            Ok(()) => self.file_bytes = bytes,
+            Err(error) => {
+                self.told(&error);
+                self.make_room();
+            }
+        }
+    }
+
+    /// Makes the write-ahead log ready to be used from its beginning.
+    fn copy_log(&mut self) {
+        self.cramped = self.log.checkpoint(Checkpoint::Restart).is_err();
     }
 
     /// Tells the operator once that writing fails.
@@ -68,6 +111,9 @@ impl Writer {
     }
 
     pub(super) fn recovered(&mut self) {
+        if self.full_since.is_some() {
+            return;
+        }
         if self.failing {
             info!("the state database takes changes again");
         }

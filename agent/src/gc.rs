@@ -1,6 +1,7 @@
 //! What nobody needs any more: images when the disk fills up, pods when the node is short of something.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 
 use amphipod_runtime::image::Digest;
@@ -12,8 +13,8 @@ use crate::events::Severity;
 use crate::node::pressure::{Left, Pressure};
 use crate::pod::actor::Msg;
 use crate::pods::Pods;
-use crate::resources::qos::{QosClass, class};
 use crate::resources::requests::pod_requests;
+use crate::storage;
 
 /// Looks each time the node's pressure was looked at. Never ends.
 pub async fn run(
@@ -95,7 +96,16 @@ async fn collect_images(deps: &Deps, pods: &Pods) {
 
 /// Ends one pod: first those that use more than they asked for, then by priority, then by how much more
 /// (<https://kubernetes.io/docs/concepts/scheduling-eviction/node-pressure-eviction/#pod-selection-for-kubelet-eviction>).
-async fn evict(deps: &Deps, pods: &Pods, short: Pressure) {
+///
+/// For want of disk, only a pod that has at least a hundredth of it: whoever filled the disk may be none of the pods, and
+/// ending them one after the other would free nothing and stop everything.
+async fn evict(deps: &Arc<Deps>, pods: &Pods, short: Pressure) {
+    let resource = match short {
+        Pressure { memory: true, .. } => "memory",
+        Pressure { disk: true, .. } => "ephemeral-storage",
+        _ => "pids",
+    };
+    let worth = disk_bytes(&deps.config.data_dir) / 100;
     let mut ranked = Vec::new();
     for actor in pods.all() {
         let view = actor.view();
@@ -106,25 +116,31 @@ async fn evict(deps: &Deps, pods: &Pods, short: Pressure) {
         if over || view.pod.metadata.deletion_timestamp.is_some() || critical(&view.pod) {
             continue;
         }
-        let used = deps
-            .runtime
-            .sandbox_stats(&view.uid)
-            .await
-            .ok()
-            .and_then(|s| s.memory_working_set)
-            .unwrap_or(0) as i64;
-        ranked.push((rank(&view.pod, used), used, actor));
+        let used = match resource {
+            "ephemeral-storage" => {
+                let (deps, view) = (deps.clone(), view.clone());
+                let measured =
+                    tokio::task::spawn_blocking(move || storage::pod_usage(&deps, &view)).await;
+                match measured {
+                    Ok(used) if used >= worth => used,
+                    _ => continue,
+                }
+            }
+            _ => deps
+                .runtime
+                .sandbox_stats(&view.uid)
+                .await
+                .ok()
+                .and_then(|s| s.memory_working_set)
+                .unwrap_or(0),
+        } as i64;
+        ranked.push((rank(&view.pod, resource, used), used, actor));
     }
     ranked.sort_by_key(|(rank, ..)| *rank);
     let Some((_, used, actor)) = ranked.pop() else {
         return;
     };
     let view = actor.view();
-    let resource = match short {
-        Pressure { memory: true, .. } => "memory",
-        Pressure { disk: true, .. } => "ephemeral-storage",
-        _ => "pids",
-    };
     let message = format!("The node was low on resource: {resource}. ");
     deps.events
         .pod(&view.pod)
@@ -149,6 +165,12 @@ async fn evict(deps: &Deps, pods: &Pods, short: Pressure) {
     });
 }
 
+// The C types of statvfs are narrower on 32-bit machines.
+#[allow(clippy::unnecessary_cast)]
+fn disk_bytes(path: &Path) -> u64 {
+    nix::sys::statvfs::statvfs(path).map_or(0, |s| s.blocks() as u64 * s.fragment_size() as u64)
+}
+
 fn critical(pod: &Pod) -> bool {
     pod.spec
         .as_ref()
@@ -157,15 +179,16 @@ fn critical(pod: &Pod) -> bool {
 }
 
 /// The highest goes first.
-fn rank(pod: &Pod, used: i64) -> (bool, i64, i64) {
+fn rank(pod: &Pod, resource: &str, used: i64) -> (bool, i64, i64) {
     let Some(spec) = &pod.spec else {
         return (true, 0, used);
     };
-    let asked = if class(spec) == QosClass::BestEffort {
-        0
+    let measured = if resource == "pids" {
+        "memory"
     } else {
-        pod_requests(spec).get("memory").copied().unwrap_or(0)
+        resource
     };
+    let asked = pod_requests(spec).get(measured).copied().unwrap_or(0);
     (
         used > asked,
         -i64::from(spec.priority.unwrap_or(0)),
@@ -186,9 +209,9 @@ mod tests {
             serde_json::from_value(v).unwrap()
         };
         let (modest, greedy, important) = (
-            rank(&pod("100", 0), 50),
-            rank(&pod("100", 0), 150),
-            rank(&pod("100", 10), 500),
+            rank(&pod("100", 0), "memory", 50),
+            rank(&pod("100", 0), "memory", 150),
+            rank(&pod("100", 10), "memory", 500),
         );
         assert!(greedy > modest && important > modest && greedy > important);
     }

@@ -11,7 +11,7 @@ use amphipod_runtime::{ContainerState, ContainerStatus, EventKind, Exit as Runti
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{Notify, broadcast, mpsc};
 
 use crate::container::spec::label;
 use crate::container::termination;
@@ -29,6 +29,7 @@ use crate::store::StoredPod;
 #[derive(Clone, Default)]
 pub struct Pods {
     actors: Arc<Mutex<HashMap<String, ActorHandle>>>,
+    begun: Arc<Notify>,
 }
 
 impl Pods {
@@ -42,6 +43,11 @@ impl Pods {
 
     pub fn get(&self, uid: &str) -> Option<ActorHandle> {
         self.lock().get(uid).cloned()
+    }
+
+    /// Returns when another pod has begun since the last call. For one task only.
+    pub async fn begun(&self) {
+        self.begun.notified().await;
     }
 }
 
@@ -353,6 +359,7 @@ impl Supervisor {
             pods.lock().remove(&key);
         });
         self.pods.lock().insert(uid, handle);
+        self.pods.begun.notify_one();
     }
 
     /// The Burstable group's weight follows the requests of its pods.

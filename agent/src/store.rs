@@ -4,13 +4,19 @@
 //! return; `Lazy` ones (what we observed) survive a crash of the agent, and a power cut up to the last checkpoint.
 //!
 //! A database that is damaged is put aside under another name and a new one is begun: pods are learnt again from the
-//! server and from the keeper, so nothing that runs is touched.
+//! server and from the keeper, so nothing that runs is touched. One that cannot be used for another reason (a disk that takes
+//! no writes, another agent) is left alone.
+//!
+//! On a full disk, what is known of pods is still kept, in the space set aside for the write-ahead log: without that no
+//! container could be restarted.
 
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
 
+use amphipod_api::ballast::Ballast;
 use anyhow::{Context, Result};
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, ffi, params};
 use tokio::sync::oneshot;
 
 const SCHEMA: &str = "
@@ -66,6 +72,7 @@ pub struct StoredToken {
 #[derive(Clone)]
 pub struct Store {
     requests: mpsc::Sender<Request>,
+    ballast: Arc<Ballast>,
 }
 
 impl Store {
@@ -76,8 +83,11 @@ impl Store {
         std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
             .with_context(|| format!("closing {} to others", dir.display()))?;
         let path = dir.join("agent.db");
+        let ballast = Arc::new(Ballast::beside(&path, BALLAST, SET_ASIDE));
+        ballast.lend();
         let connection = match open_checked(&path) {
             Ok(c) => c,
+            Err(error) if !is_damage(&error) => return Err(error),
             Err(error) => {
                 let aside = quarantine(&path)?;
                 tracing::error!(
@@ -91,9 +101,17 @@ impl Store {
         std::thread::Builder::new()
             .name("agent-store".into())
             .stack_size(256 * 1024)
-            .spawn(move || writer(connection, queue))
+            .spawn({
+                let ballast = ballast.clone();
+                move || writer(connection, &ballast, &queue)
+            })
             .context("starting the database thread")?;
-        Ok(Store { requests })
+        Ok(Store { requests, ballast })
+    }
+
+    /// Before a container is made: a few directories must fit on the disk, also when it is full.
+    pub fn make_room(&self) {
+        self.ballast.drop_if_tight();
     }
 
     async fn run<T: Send + 'static>(
@@ -338,21 +356,38 @@ fn open_checked(path: &Path) -> Result<Connection> {
         .mode(0o600)
         .open(path)
         .with_context(|| format!("opening {}", path.display()))?;
-    let c = Connection::open(path).with_context(|| format!("opening {}", path.display()))?;
-    c.pragma_update(None, "journal_mode", "WAL")?;
-    c.pragma_update(None, "synchronous", "NORMAL")?;
-    c.pragma_update(None, "cache_size", -256)?;
-    c.pragma_update(None, "wal_autocheckpoint", 256)?;
-    c.pragma_update(None, "journal_size_limit", 1 << 20)?;
-    c.busy_timeout(std::time::Duration::from_secs(5))?;
-    let verdict: String = c.query_row("PRAGMA quick_check(1)", [], |r| r.get(0))?;
-    anyhow::ensure!(
-        verdict == "ok",
-        "quick_check of {}: {verdict}",
-        path.display()
-    );
-    c.execute_batch(SCHEMA)?;
+    let what = || format!("opening {}", path.display());
+    let c = Connection::open(path).with_context(what)?;
+    let prepare = || -> rusqlite::Result<String> {
+        c.busy_timeout(std::time::Duration::from_secs(5))?;
+        // No shared-memory file beside it, which would need space on a full disk.
+        c.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+        c.pragma_update(None, "journal_mode", "WAL")?;
+        c.pragma_update(None, "synchronous", "NORMAL")?;
+        c.pragma_update(None, "cache_size", -256)?;
+        c.pragma_update(None, "wal_autocheckpoint", 256)?;
+        c.pragma_update(None, "journal_size_limit", SET_ASIDE)?;
+        c.query_row("PRAGMA quick_check(1)", [], |r| r.get(0))
+    };
+    let verdict = prepare().with_context(what)?;
+    if verdict != "ok" {
+        let corrupt = ffi::Error::new(ffi::SQLITE_CORRUPT);
+        let found = rusqlite::Error::SqliteFailure(corrupt, Some(verdict));
+        return Err(found).with_context(what);
+    }
+    c.execute_batch(SCHEMA).with_context(what)?;
     Ok(c)
+}
+
+/// Whether the file itself is bad, so that another one must be begun.
+fn is_damage(error: &anyhow::Error) -> bool {
+    let code = error
+        .downcast_ref::<rusqlite::Error>()
+        .and_then(rusqlite::Error::sqlite_error_code);
+    matches!(
+        code,
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
+    )
 }
 
 fn quarantine(path: &Path) -> Result<PathBuf> {
@@ -367,7 +402,14 @@ fn quarantine(path: &Path) -> Result<PathBuf> {
     Ok(aside)
 }
 
-fn writer(connection: Connection, queue: mpsc::Receiver<Request>) {
+/// The write-ahead log is copied into the database at 1 MiB (`wal_autocheckpoint`).
+const BALLAST: u32 = 1 << 20;
+const SET_ASIDE: u32 = 2 << 20;
+/// How long to wait before the ballast is tried to be taken up again.
+const LOAD_AGAIN: Duration = Duration::from_secs(10);
+
+fn writer(connection: Connection, ballast: &Ballast, queue: &mpsc::Receiver<Request>) {
+    let mut tried: Option<Instant> = None;
     while let Ok(first) = queue.recv() {
         let mut batch = vec![first];
         while batch.len() < 256
@@ -386,12 +428,18 @@ fn writer(connection: Connection, queue: mpsc::Receiver<Request>) {
             (request.job)(&connection);
             waiting.push(request.done);
         }
-        let end = begin
-            .and_then(|()| connection.execute_batch("COMMIT"))
-            .map_err(|e| e.to_string());
-        if end.is_err() {
+        let end = begin.and_then(|()| connection.execute_batch("COMMIT"));
+        if let Err(error) = &end {
             let _ = connection.execute_batch("ROLLBACK");
+            if error.sqlite_error_code() == Some(ErrorCode::DiskFull) {
+                ballast.drop();
+            }
+        } else if tried.is_none_or(|at| at.elapsed() >= LOAD_AGAIN) && !ballast.is_loaded() {
+            // On a disk that is full it cannot be; then with a later change.
+            let _ = ballast.load();
+            tried = Some(Instant::now());
         }
+        let end = end.map_err(|e| e.to_string());
         if durable {
             let _ = connection.execute_batch("PRAGMA synchronous=NORMAL");
         }
@@ -399,6 +447,9 @@ fn writer(connection: Connection, queue: mpsc::Receiver<Request>) {
             let _ = done.send(end.clone());
         }
     }
+    drop(connection);
+    // The write-ahead log is gone; the next one begins with the ballast, if there is room for that now.
+    let _ = ballast.load_file();
 }
 
 #[cfg(test)]

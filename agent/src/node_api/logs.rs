@@ -38,6 +38,8 @@ struct Formatter<'a> {
     since: Option<Timestamp>,
     at_line_start: bool,
     left: u64,
+    /// Lines of the file that may still be read: a container that goes on writing must not make the last lines many.
+    lines_left: u64,
 }
 
 impl<'a> Formatter<'a> {
@@ -47,11 +49,20 @@ impl<'a> Formatter<'a> {
             since: options.since,
             at_line_start: true,
             left: options.limit_bytes.unwrap_or(u64::MAX),
+            lines_left: options.tail.filter(|_| !options.follow).unwrap_or(u64::MAX),
         }
     }
 
     /// Appends what one line of the file (without its newline) shows as. False when nothing more may be shown.
     fn line(&mut self, line: &[u8], out: &mut Vec<u8>) -> bool {
+        let Some(lines_left) = self.lines_left.checked_sub(1) else {
+            return false;
+        };
+        self.lines_left = lines_left;
+        self.show(line, out) && lines_left > 0
+    }
+
+    fn show(&mut self, line: &[u8], out: &mut Vec<u8>) -> bool {
         let mut parts = line.splitn(4, |byte| *byte == b' ');
         let (Some(time), Some(stream), Some(tag), Some(text)) =
             (parts.next(), parts.next(), parts.next(), parts.next())
@@ -107,7 +118,7 @@ async fn files_of(current: &Path) -> io::Result<Vec<PathBuf>> {
         // The names of rotated files sort by time; unfinished (`.tmp`) and compressed files are not read.
         let plain = |rest: &str| {
             rest.bytes()
-                .all(|byte| byte.is_ascii_digit() || byte == b'-')
+                .all(|byte| byte.is_ascii_digit() || matches!(byte, b'-' | b'.'))
         };
         if found
             .to_str()
@@ -431,13 +442,28 @@ mod tests {
         assert_eq!(stamped.lines().last(), Some("2026-01-01T00:00:03Z three"));
     }
 
+    #[test]
+    fn the_last_lines_are_not_more_because_others_follow() {
+        let options = LogOptions {
+            tail: Some(2),
+            ..Default::default()
+        };
+        let (mut formatter, mut out) = (Formatter::new(&options), Vec::new());
+        let more: Vec<bool> = FILE
+            .lines()
+            .map(|line| formatter.line(line.as_bytes(), &mut out))
+            .collect();
+        assert_eq!(more, [true, false, false, false]);
+        assert_eq!(out, b"one\ntwo\n");
+    }
+
     #[tokio::test]
     async fn rotated_files_are_read_first() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("0.log");
         for (name, text) in [
-            ("0.log.20260101-000002", "b"),
-            ("0.log.20260101-000001", "a"),
+            ("0.log.20260101-000001.999999999", "b"),
+            ("0.log.20260101-000001.000000001", "a"),
             ("0.log", "c"),
             ("0.log.x.gz", "no"),
         ] {

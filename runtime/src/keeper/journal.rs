@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -45,6 +46,7 @@ impl Journal {
             file.write_all(b"\n")?;
         }
         let size = text.len() as u64;
+        set_aside(&file);
         Ok((Journal { path, file, size }, exits))
     }
 
@@ -79,8 +81,16 @@ impl Journal {
         fs::rename(&new, &self.path)?;
         self.file = OpenOptions::new().append(true).open(&self.path)?;
         self.size = bytes.len() as u64;
+        set_aside(&self.file);
         Ok(())
     }
+}
+
+/// Blocks for all that the journal will hold: an exit must be kept also when the disk is full. Allocated, not written; a file system
+/// that cannot do it has to have the space then.
+fn set_aside(journal: &File) {
+    let keep = nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let _ = nix::fcntl::fallocate(journal.as_raw_fd(), keep, 0, COMPACT_AT as libc::off_t);
 }
 
 fn line(id: &str, exit: &ExitRecord) -> io::Result<Vec<u8>> {

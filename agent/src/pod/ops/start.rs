@@ -192,6 +192,7 @@ async fn attempt(
             ));
         }
     }
+    deps.store.make_room();
     let create = |why: String| {
         warn("Failed", &format!("Error: {why}"));
         StartFailure::Create(why)

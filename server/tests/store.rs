@@ -507,11 +507,11 @@ fn deletions_and_small_changes_pass_while_something_takes_every_block_that_comes
                     Err(error) => panic!("{error}"),
                 }
             }
-            for n in round * 50..round * 50 + 50 {
+            for (n, revision) in revisions.iter().enumerate().skip(round * 50).take(50) {
                 take_all(&dir);
                 let changed = value.replacen('x', "y", 100);
                 let name = format!("n{n}");
-                let write = put(&name, Expect::Revision(revisions[n]), &changed);
+                let write = put(&name, Expect::Revision(*revision), &changed);
                 let revision = store.commit(write).await.unwrap();
                 take_all(&dir);
                 store.commit(delete(&name, revision)).await.unwrap();

@@ -194,6 +194,14 @@ pub struct EdgeBox {
     dir: TempDir,
 }
 
+/// Where a box has its files, by the folder of its disk that holds them (as `amphipod-box` mounts them).
+const FOLDERS: [(&str, &str); 4] = [
+    ("lib", "/var/lib/amphipod"),
+    ("pods", "/var/log/pods"),
+    ("containers", "/var/log/containers"),
+    ("etc", "/etc/amphipod"),
+];
+
 impl EdgeBox {
     /// A powered box on `lan`, with nothing running in it.
     #[track_caller]
@@ -210,8 +218,30 @@ impl EdgeBox {
 
     #[track_caller]
     fn on(lan: &Lan, segment: Segment) -> EdgeBox {
+        let mut edge_box = EdgeBox::unplugged(lan, segment);
+        edge_box.power_on(lan);
+        edge_box
+    }
+
+    /// A box like that, whose files are on an ext4 file system of its own that can fill up or fail. Its own log and the data of
+    /// registries are elsewhere. The file system can be seen from inside only, at [`EdgeBox::small_disk`].
+    #[track_caller]
+    pub fn with_small_disk(lan: &Lan, megabytes: u64) -> EdgeBox {
+        let mut edge_box = EdgeBox::unplugged(lan, NEAR);
+        let image = edge_box.disk_image();
+        let file = fs::File::create(&image).unwrap();
+        file.set_len(megabytes << 20).unwrap();
+        // No blocks are kept for root, so that full is full; like a card's file system, it goes read-only when it finds an error.
+        let mut mkfs = Command::new("mkfs.ext4");
+        mkfs.args(["-q", "-m", "0", "-e", "remount-ro"]).arg(&image);
+        Ran::of(&mut mkfs, b"").ok();
+        edge_box.power_on(lan);
+        edge_box
+    }
+
+    fn unplugged(lan: &Lan, segment: Segment) -> EdgeBox {
         let number = lan.next_host.fetch_add(1, Ordering::Relaxed);
-        let mut edge_box = EdgeBox {
+        EdgeBox {
             name: unique("box"),
             segment,
             address: format!("{}.{number}", segment.net),
@@ -219,9 +249,33 @@ impl EdgeBox {
             program: None,
             power: None,
             dir: TempDir::with_prefix("amphitest-disk-").unwrap(),
-        };
-        edge_box.power_on(lan);
-        edge_box
+        }
+    }
+
+    fn disk_image(&self) -> PathBuf {
+        self.dir.path().join("disk.img")
+    }
+
+    /// Where a box with a small disk has it mounted.
+    pub fn small_disk(&self) -> PathBuf {
+        self.dir.path().join("small")
+    }
+
+    /// Mounts the small disk over the folders of the large one. The kernel detaches the loop device with the box's mounts.
+    fn mount_small_disk(&self) {
+        let small = self.small_disk();
+        fs::create_dir_all(&small).unwrap();
+        let (small, image) = (small.to_str().unwrap(), self.disk_image());
+        let image = image.to_str().unwrap();
+        // As at any boot. 1: something was repaired.
+        let checked = self.run(&["fsck.ext4", "-p", image]);
+        assert!(checked.code <= 1, "{checked:?}");
+        self.run(&["mount", "-o", "loop", image, small]).ok();
+        for (folder, path) in FOLDERS {
+            let source = format!("{small}/{folder}");
+            self.run(&["mkdir", "-p", &source]).ok();
+            self.run(&["mount", "--bind", &source, path]).ok();
+        }
     }
 
     /// Switches the box on and plugs it into the LAN.
@@ -261,6 +315,9 @@ impl EdgeBox {
         let router = format!("{}.254", self.segment.net);
         self.run(&["ip", "route", "add", "default", "via", &router])
             .ok();
+        if self.disk_image().exists() {
+            self.mount_small_disk();
+        }
     }
 
     /// Cuts the power: everything inside is killed at once, the namespaces are gone, the disk stays.
@@ -416,12 +473,19 @@ impl EdgeBox {
     /// `kill -9` of the one process that is both server and agent. Containers and their keeper are not touched.
     #[track_caller]
     pub fn kill_program(&mut self) {
-        let pid = self.program_pid();
-        nix::sys::signal::kill(
-            nix::unistd::Pid::from_raw(pid as i32),
-            nix::sys::signal::Signal::SIGKILL,
-        )
-        .unwrap();
+        self.end_program(nix::sys::signal::Signal::SIGKILL);
+    }
+
+    /// Stops it in order, as a service manager does.
+    #[track_caller]
+    pub fn stop_program(&mut self) {
+        self.end_program(nix::sys::signal::Signal::SIGTERM);
+    }
+
+    #[track_caller]
+    fn end_program(&mut self, signal: nix::sys::signal::Signal) {
+        let pid = nix::unistd::Pid::from_raw(self.program_pid() as i32);
+        nix::sys::signal::kill(pid, signal).unwrap();
         let _ = self.program.take().expect("amphipod was started").wait();
     }
 

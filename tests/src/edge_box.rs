@@ -432,11 +432,16 @@ impl EdgeBox {
             .append(true)
             .open(self.log_path())
             .unwrap();
+        // How full the disk of the machine is that runs the tests says nothing about the box, unless it has its own.
+        let thresholds = if self.disk_image().exists() {
+            "memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%"
+        } else {
+            "memory.available<100Mi"
+        };
         let mut command = self.command(binary().to_str().expect("a UTF-8 path"));
         command
             .args([subcommand, "--cgroup-root", &format!("/{}", self.name)])
-            // How full the disk of the machine is that runs the tests says nothing about the box.
-            .args(["--eviction-hard", "memory.available<100Mi"])
+            .args(["--eviction-hard", thresholds])
             .args(args);
         command
             .stdin(Stdio::null())

@@ -9,7 +9,7 @@
 # --hold   (alone) measures nothing: a ready box, kept until Ctrl-D, for a profiler
 #
 # Needs root and what tests/run.sh installs; crun, if there, is measured beside our own container start. A full run takes
-# about 40 minutes. AMPHIPOD_BINARY measures another binary than the one built here (and builds nothing but the bench).
+# about 20 minutes and the builds. AMPHIPOD_BINARY measures another binary than the one built here (and builds nothing but the bench).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 [ "$(id -u)" = 0 ] || { echo "tests/bench/run.sh: run as root: boxes are namespaces and mounts" >&2; exit 1; }
@@ -17,12 +17,10 @@ target=${CARGO_TARGET_DIR:-target}/$(rustc --print host-tuple)/release
 
 if [ -z "${AMPHIPOD_BINARY:-}" ]; then
     mkdir -p "$target/bench"
-    # The agent alone first: what is left in place afterwards is the whole program.
-    cargo build --locked --release -p amphipod --no-default-features --features agent
-    cp "$target/amphipod" "$target/bench/amphipod-agent"
-    cargo build --locked --release -p amphipod
-    # Copies, so that a build that runs beside the measurement cannot replace what is measured.
-    cp "$target/amphipod" "$target/bench/amphipod"
+    # What is shipped. The agent alone first: what is left in place afterwards is the whole program. Copies, so that a build
+    # that runs beside the measurement cannot replace what is measured.
+    cp "$(packaging/build-static.sh --agent-only)" "$target/bench/amphipod-agent"
+    cp "$(packaging/build-static.sh)" "$target/bench/amphipod"
     export AMPHIPOD_BINARY=$PWD/$target/bench/amphipod AMPHIPOD_AGENT_BINARY=$PWD/$target/bench/amphipod-agent
 fi
 cargo build --locked --release -p amphipod-tests -p amphipod-bench

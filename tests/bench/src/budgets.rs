@@ -132,7 +132,7 @@ pub const BUDGETS: &[Budget] = &[
         "KiB/h",
         AtMost(256.0),
         "175,000",
-        "sectors written in 15 minutes to the block device below the box's disk (ext4), journal included",
+        "sectors written in 15 minutes to the block device below the box's disk (ext4), journal included, daily backup not",
     ),
     row(
         "idle/writes-of-processes",

@@ -35,6 +35,7 @@ pub async fn measure(group: &str, inside: &Inside) -> Result<Figures> {
     match group {
         "start" => start(inside).await,
         "idle" => idle(inside).await,
+        "idle/writes" => idle_writes(inside).await,
         "pods" => pods::standing(inside).await,
         "latency" => pods::latency(inside).await,
         "crun" => pods::crun(inside),
@@ -235,16 +236,17 @@ async fn follow_start(begun: Instant, empty: bool) -> Result<(f64, f64, f64)> {
 
 async fn idle(inside: &Inside) -> Result<Figures> {
     let (_, program) = inside.ready().await?;
-    let (_, _, window) = inside.idle_windows();
     let mut figures = Figures::new();
     figures.insert("idle/cpu".to_owned(), inside.idle_cpu(&program).await?);
     figures.insert("idle/memory".to_owned(), program.pss());
     eprintln!("{}", program.describe());
+    Ok(figures)
+}
+
+async fn idle_writes(inside: &Inside) -> Result<Figures> {
+    let (_, program) = inside.ready().await?;
+    let (_, _, window) = inside.idle_windows();
     let disk: &Path = &inside.disk;
-    // The first daily backup is made ten minutes after the start: it is not an hour's, let alone a quarter's.
-    if !inside.quick {
-        tokio::time::sleep(Duration::from_secs(480)).await;
-    }
     // What was written lazily before the window must not be counted in it.
     sync(disk)?;
     let (before, device, begun) = (
@@ -256,10 +258,11 @@ async fn idle(inside: &Inside) -> Result<Figures> {
     sync(disk)?;
     let per_hour = 3600.0 / begun.elapsed().as_secs_f64() / 1024.0;
     let written = (crate::procs::device_written(disk)? - device) as f64 * per_hour;
-    figures.insert("idle/writes".to_owned(), written);
     let by_processes = (program.used()?.written - before.written) as f64 * per_hour;
-    figures.insert("idle/writes-of-processes".to_owned(), by_processes);
-    Ok(figures)
+    Ok(Figures::from([
+        ("idle/writes".to_owned(), written),
+        ("idle/writes-of-processes".to_owned(), by_processes),
+    ]))
 }
 
 /// Writes out everything that waits in memory for the filesystem of `path`.

@@ -13,11 +13,12 @@ mod pods;
 mod procs;
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::thread::JoinHandle;
 
 use amphipod_tests::{BUSYBOX, EdgeBox, Lan, Registry, binary};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::json;
 
 use crate::budgets::{BUDGETS, Budget};
@@ -44,19 +45,17 @@ fn main() -> Result<()> {
     let options = Options::parse(args)?;
     let mut lines = String::new();
     let mut failed = Vec::new();
+    let mut writes = None;
     println!(
         "{:28} {:>12} {:6} {:>10} {:4} upstream",
         "figure", "value", "unit", "budget", "ok"
     );
-    for group in options.groups() {
-        let figures = match options.take(group) {
-            Ok(figures) => figures,
-            Err(error) => {
-                eprintln!("{group}: {error:#}");
-                failed.push(group);
-                continue;
-            }
-        };
+    let mut tell = |group: &str, figures: Result<Figures>| -> Result<()> {
+        let figures = figures.unwrap_or_else(|error| {
+            eprintln!("{group}: {error:#}");
+            failed.push(group.to_owned());
+            Figures::new()
+        });
         for budget in BUDGETS.iter().filter(|budget| options.wanted(budget)) {
             if let Some(value) = figures.get(budget.row) {
                 print(budget, *value);
@@ -71,6 +70,22 @@ fn main() -> Result<()> {
         if let Some(out) = &options.out {
             std::fs::write(out, &lines).with_context(|| format!("writing {}", out.display()))?;
         }
+        Ok(())
+    };
+    for group in options.groups() {
+        if group == "idle" {
+            let (figures, box_at_rest) = options.idle();
+            tell(group, figures)?;
+            writes = box_at_rest;
+        } else {
+            tell(group, options.take(group))?;
+        }
+    }
+    if let Some(writes) = writes {
+        let figures = writes
+            .join()
+            .unwrap_or_else(|_| Err(anyhow!("measuring idle writes panicked")));
+        tell("idle/writes", figures)?;
     }
     ensure!(failed.is_empty(), "no figures of: {}", failed.join(", "));
     Ok(())
@@ -152,7 +167,7 @@ impl Options {
             }
             _ => {
                 let lan = Lan::new();
-                let mut edge_box = self.new_box(&lan, group);
+                let mut edge_box = EdgeBox::new(&lan);
                 edge_box.start(&[]);
                 edge_box.wait_until_ready();
                 // The registry costs memory and time that are not ours: it is there only for whoever needs an image.
@@ -166,17 +181,58 @@ impl Options {
         }
     }
 
-    fn new_box(&self, lan: &Lan, group: &str) -> EdgeBox {
-        if let (Some(disk), "idle") = (&self.own_disk, group) {
-            // SAFETY: this process has no other thread now; the harness's own are joined when its calls return.
-            unsafe { std::env::set_var("TMPDIR", disk) };
-            let edge_box = EdgeBox::new(lan);
-            // SAFETY: as above.
-            unsafe { std::env::remove_var("TMPDIR") };
-            edge_box
-        } else {
-            EdgeBox::new(lan)
+    /// CPU and memory of a box at rest. What it writes takes long to see and is no matter of load: that is counted while
+    /// other groups are taken.
+    fn idle(&self) -> (Result<Figures>, Option<JoinHandle<Result<Figures>>>) {
+        let (lan, edge_box, program) = match self.box_at_rest() {
+            Ok(at_rest) => at_rest,
+            Err(error) => return (Err(error), None),
+        };
+        let figures = inside(&edge_box, &program, "idle", self.quick);
+        let counted = BUDGETS
+            .iter()
+            .any(|budget| budget.row.starts_with("idle/writes") && self.wanted(budget));
+        if figures.is_err() || self.own_disk.is_none() || !counted {
+            return (figures, None);
         }
+        let quick = self.quick;
+        let writes = std::thread::spawn(move || {
+            let figures = inside(&edge_box, &program, "idle/writes", quick);
+            drop(edge_box);
+            drop(lan);
+            figures
+        });
+        (figures, Some(writes))
+    }
+
+    /// A ready box, on the disk of its own if there is one, and the program that runs in it.
+    fn box_at_rest(&self) -> Result<(Lan, EdgeBox, PathBuf)> {
+        let lan = Lan::new();
+        let whole = binary();
+        let mut program = whole.clone();
+        if let Some(disk) = &self.own_disk {
+            // A copy of the program, lest boxes that run beside this one share its memory and seem smaller than they are.
+            program = disk.join("amphipod");
+            std::fs::copy(&whole, &program).context("copying the program")?;
+            // SAFETY: this process has no other thread now; the harness's own are joined when its calls return.
+            unsafe {
+                std::env::set_var("TMPDIR", disk);
+                std::env::set_var("AMPHIPOD_BINARY", &program);
+            }
+        }
+        let mut edge_box = EdgeBox::new(&lan);
+        // As if the backup of the day had just been made: it would be counted as four an hour.
+        let state = edge_box.disk().join("lib/server");
+        std::fs::create_dir_all(&state)?;
+        std::fs::write(state.join("state.backup.db"), "")?;
+        edge_box.start(&[]);
+        edge_box.wait_until_ready();
+        // SAFETY: as above.
+        unsafe {
+            std::env::remove_var("TMPDIR");
+            std::env::set_var("AMPHIPOD_BINARY", whole);
+        }
+        Ok((lan, edge_box, program))
     }
 
     /// Several starts, each on an empty disk, and the median of each figure.
@@ -198,44 +254,48 @@ impl Options {
             .collect())
     }
 
-    /// Runs this program inside the box and reads its figures.
     fn inside(&self, edge_box: &EdgeBox, group: &str) -> Result<Figures> {
-        let myself = std::env::current_exe()?;
-        let mut command = if group == "crun" {
-            // crun refuses a hybrid of both versions of control groups: it is to see only the first.
-            let mut command = edge_box.command("unshare");
-            let script = "umount /sys/fs/cgroup/unified 2>/dev/null; exec \"$0\" \"$@\"";
-            command
-                .args(["--mount", "--propagation=private", "sh", "-c", script])
-                .arg(myself);
-            command
-        } else {
-            edge_box.command(myself.to_str().context("a path that is not UTF-8")?)
-        };
-        command
-            .arg("inside")
-            .arg(group)
-            .arg(binary())
-            .arg(edge_box.disk());
-        if self.quick {
-            command.arg("--quick");
-        }
-        let output = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
-            .output()?;
-        if !output.status.success() {
-            let log = edge_box.log();
-            let tail: Vec<&str> = log.lines().rev().take(20).collect();
-            bail!(
-                "the measurement ended with {}; the end of the program's log:\n{}",
-                output.status,
-                tail.into_iter().rev().collect::<Vec<_>>().join("\n")
-            );
-        }
-        serde_json::from_slice(&output.stdout).context("reading what the measurement printed")
+        inside(edge_box, &binary(), group, self.quick)
     }
+}
+
+/// Runs this program inside a box, in which `program` runs, and reads its figures.
+fn inside(edge_box: &EdgeBox, program: &Path, group: &str, quick: bool) -> Result<Figures> {
+    let myself = std::env::current_exe()?;
+    let mut command = if group == "crun" {
+        // crun refuses a hybrid of both versions of control groups: it is to see only the first.
+        let mut command = edge_box.command("unshare");
+        let script = "umount /sys/fs/cgroup/unified 2>/dev/null; exec \"$0\" \"$@\"";
+        command
+            .args(["--mount", "--propagation=private", "sh", "-c", script])
+            .arg(myself);
+        command
+    } else {
+        edge_box.command(myself.to_str().context("a path that is not UTF-8")?)
+    };
+    command
+        .arg("inside")
+        .arg(group)
+        .arg(program)
+        .arg(edge_box.disk());
+    if quick {
+        command.arg("--quick");
+    }
+    let output = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .output()?;
+    if !output.status.success() {
+        let log = edge_box.log();
+        let tail: Vec<&str> = log.lines().rev().take(20).collect();
+        bail!(
+            "the measurement ended with {}; the end of the program's log:\n{}",
+            output.status,
+            tail.into_iter().rev().collect::<Vec<_>>().join("\n")
+        );
+    }
+    serde_json::from_slice(&output.stdout).context("reading what the measurement printed")
 }
 
 /// A ready box with a registry, kept until standard input ends: for profilers.

@@ -118,6 +118,7 @@ async fn server(args: crate::cli::ServerArgs) -> Result<()> {
         service_cidrs: vec![args.service_cidr.clone()],
         cluster_domain: args.cluster_domain.clone(),
         extra_sans: args.tls_sans.clone(),
+        admin_kubeconfigs: vec![args.write_kubeconfig.clone()],
         node_name: Some(node_name.clone()),
         node_monitor_grace: args.node_monitor_grace_period,
         default_tolerations: amphipod_server::DefaultTolerations {
@@ -129,8 +130,6 @@ async fn server(args: crate::cli::ServerArgs) -> Result<()> {
     })
     .await
     .context("starting the server")?;
-    write_private(&args.write_kubeconfig, server.admin_kubeconfig())
-        .context("writing the kubeconfig")?;
 
     #[cfg(feature = "agent")]
     let agent = if args.disable_agent {

@@ -87,6 +87,15 @@ impl Agent {
         let open_images = tokio::task::spawn_blocking(move || ImageStore::open(images_dir));
         let (runtime, images) = tokio::join!(Runtime::open(runtime_config), open_images);
         let runtime = runtime.context("opening the container runtime")?;
+        // After an upgrade, or a way back, the keeper is still the old program.
+        if runtime.keeper_is_outdated() {
+            match runtime.upgrade_keeper(&config.helper_exe).await {
+                Ok(()) => tracing::info!("the keeper of the containers is now this program, too"),
+                Err(error) => {
+                    tracing::warn!(%error, "the keeper of the containers stays the program that it is")
+                }
+            }
+        }
         let image_store = images
             .context("opening the image store")?
             .context("opening the image store")?;
@@ -144,6 +153,7 @@ impl Agent {
             node: RwLock::new(facts),
             readdressed: Notify::new(),
             begin,
+            clock: watch::Sender::new(()),
             owners: Mutex::new(HashMap::new()),
             store: store.clone(),
             config: config.clone(),
@@ -229,6 +239,7 @@ impl Agent {
             config.clone(),
             shared.client.clone(),
             renewed,
+            shared.deps.clock.subscribe(),
         ));
         tasks.spawn(crate::serving::keep_valid(
             shared.deps.clone(),

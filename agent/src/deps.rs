@@ -50,6 +50,8 @@ pub struct Deps {
     /// The addresses in `node` have changed.
     pub readdressed: Notify,
     pub begin: Instant,
+    /// Tells that the wall clock was set.
+    pub clock: watch::Sender<()>,
     /// Which pod (UID) a runtime container belongs to; for containers whose end is still to come.
     pub owners: Mutex<HashMap<String, String>>,
 }

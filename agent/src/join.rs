@@ -378,12 +378,17 @@ pub(crate) const SLOWLY: Backoff = Backoff {
 
 /// Keeps this node's certificate valid; `renewed` hears of each new one. Never ends.
 ///
-/// The node renews by its certificate while that is good. When it is over or refused, a join token is needed.
-pub(crate) async fn keep_valid(config: AgentConfig, client: Client, renewed: watch::Sender<()>) {
+/// The node renews by its certificate, also when that is over by our clock or by the server's: the server takes it for this one
+/// purpose. When it is refused for this, too, a join token is needed.
+pub(crate) async fn keep_valid(
+    config: AgentConfig,
+    client: Client,
+    renewed: watch::Sender<()>,
+    mut clock: watch::Receiver<()>,
+) {
     let files = &config.credentials;
     let token: Option<JoinToken> = config.join_token.as_deref().and_then(|t| t.parse().ok());
-    // Only who has a token can do something about a refusal.
-    let mut accepted = token.is_none();
+    let mut accepted = false;
     let mut failures = 0;
     loop {
         let left = std::fs::read_to_string(&files.cert)
@@ -412,15 +417,19 @@ pub(crate) async fn keep_valid(config: AgentConfig, client: Client, renewed: wat
             && !refused
         {
             failures = 0;
-            tokio::time::sleep(wait.min(LOOK)).await;
+            tokio::select! {
+                () = tokio::time::sleep(wait.min(LOOK)) => {}
+                Ok(()) = clock.changed() => {}
+                () = client.refused() => accepted = false,
+            }
             continue;
         }
-        let certified = match &token {
-            Some(token) if over || refused => {
+        let certified = match (certify(&client, &config.node_name, files).await, &token) {
+            (Err(error), Some(token)) if error.downcast_ref().is_some_and(is_refusal) => {
                 tracing::info!("the certificate of this box is no longer good; joining again");
                 certify_by_token(token, &config).await
             }
-            _ => certify(&client, &config.node_name, files).await,
+            (certified, _) => certified,
         };
         match certified.and_then(|()| take_up(&client, files)) {
             Ok(()) => {

@@ -5,10 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName};
 use rustls::{Error, SignatureScheme};
+use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
@@ -118,7 +120,123 @@ impl ResolvesServerCert for CurrentCert {
     }
 }
 
-/// As [`server_config`], for certificates that change while the server runs.
+/// Judges certificates as another verifier does, except that their time may be over or not have begun.
+///
+/// The clocks of boxes are wrong more often than certificates are stolen: a box without a battery begins in 1970, and a clock that was
+/// set must not cut a box off from its server. Between our own parties, all of one CA, time is therefore looked at where it matters:
+/// the server gives an expired client certificate no rights but to be renewed.
+#[derive(Debug)]
+struct AnyTime<V: ?Sized>(Arc<V>);
+
+/// A moment at which the certificate is valid, if its time is all that is wrong.
+fn within(error: &Error, certificate: &CertificateDer<'_>) -> Option<UnixTime> {
+    use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
+    let Error::InvalidCertificate(
+        Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. },
+    ) = error
+    else {
+        return None;
+    };
+    let end = crate::pki::CertInfo::from_der(certificate).ok()?.not_after;
+    let seconds = u64::try_from(end.as_second()).ok()?.saturating_sub(1);
+    Some(UnixTime::since_unix_epoch(std::time::Duration::from_secs(
+        seconds,
+    )))
+}
+
+impl<V: ServerCertVerifier + ?Sized> ServerCertVerifier for AnyTime<V> {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let verify = |at| {
+            self.0
+                .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, at)
+        };
+        verify(now).or_else(|error| match within(&error, end_entity) {
+            Some(at) => verify(at),
+            None => Err(error),
+        })
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.0.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.0.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
+}
+
+impl<V: ClientCertVerifier + ?Sized> ClientCertVerifier for AnyTime<V> {
+    fn offer_client_auth(&self) -> bool {
+        self.0.offer_client_auth()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.0.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.0.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let verify = |at| self.0.verify_client_cert(end_entity, intermediates, at);
+        verify(now).or_else(|error| match within(&error, end_entity) {
+            Some(at) => verify(at),
+            None => Err(error),
+        })
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.0.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.0.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
+}
+
+/// As [`server_config`], for certificates that change while the server runs. A client certificate that is expired ends no handshake:
+/// the caller looks at [`crate::pki::CertInfo::not_after`] before it gives rights.
 pub fn server_config_with(
     resolver: Arc<dyn ResolvesServerCert>,
     client_ca_pem: Option<&[u8]>,
@@ -130,7 +248,8 @@ pub fn server_config_with(
         Some(pem) => {
             let roots = roots(pem, "the client CA")?;
             let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider());
-            builder.with_client_cert_verifier(verifier.allow_unauthenticated().build()?)
+            let verifier = verifier.allow_unauthenticated().build()?;
+            builder.with_client_cert_verifier(Arc::new(AnyTime(verifier)))
         }
     };
     let mut config = builder.with_cert_resolver(resolver);
@@ -138,7 +257,8 @@ pub fn server_config_with(
     Ok(Arc::new(config))
 }
 
-/// A client that trusts one CA (and nobody else) and may show a certificate: `(chain, key)` as PEM.
+/// A client that trusts one CA (and nobody else) and may show a certificate: `(chain, key)` as PEM. By whatever clock: a server whose
+/// certificate is over by ours is still known by its CA and name.
 pub fn client_config(
     ca_pem: &[u8],
     identity: Option<(&[u8], &[u8])>,
@@ -147,7 +267,8 @@ pub fn client_config(
     let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider()).build()?;
     let builder = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
-        .with_webpki_verifier(verifier);
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyTime(verifier)));
     let mut config = match identity {
         None => builder.with_no_client_auth(),
         Some((cert, key)) => builder.with_client_auth_cert(
@@ -263,8 +384,13 @@ impl ServerCertVerifier for PinnedCa {
             WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone())
                 .build()
                 .map_err(|error| Error::General(error.to_string()))?;
-        let verified =
-            by_ca.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)?;
+        let verified = AnyTime(by_ca).verify_server_cert(
+            end_entity,
+            intermediates,
+            server_name,
+            ocsp_response,
+            now,
+        )?;
         *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(ca.clone().into_owned());
         Ok(verified)
     }

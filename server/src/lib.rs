@@ -65,6 +65,9 @@ pub struct ServerConfig {
     pub cluster_domain: String,
     /// Host names and addresses that the serving certificate also carries.
     pub extra_sans: Vec<String>,
+    /// Where the administrator's kubeconfig is written, at the start and when its certificate is renewed, beside
+    /// `DATA_DIR/admin.kubeconfig`.
+    pub admin_kubeconfigs: Vec<PathBuf>,
     /// The name of this box, put into the serving certificate. `None`: the kernel's host name.
     pub node_name: Option<String>,
     /// How long a node may be silent before its conditions are Unknown (kube-controller-manager's `--node-monitor-grace-period`).
@@ -90,6 +93,7 @@ impl Default for ServerConfig {
             node_port_range: (30000, 32767),
             cluster_domain: "cluster.local".to_owned(),
             extra_sans: Vec::new(),
+            admin_kubeconfigs: Vec::new(),
             node_name: None,
             node_monitor_grace: Duration::from_secs(40),
             default_tolerations: DefaultTolerations::default(),
@@ -103,7 +107,6 @@ impl Default for ServerConfig {
 pub struct Server {
     addr: SocketAddr,
     advertise: SocketAddr,
-    admin_kubeconfig: String,
     pki: Arc<Pki>,
     registry: Arc<Registry>,
     store: Arc<dyn Store>,
@@ -224,11 +227,8 @@ impl Server {
             request_timeout: config.request_timeout,
             stop: stop.clone(),
         });
-        let tls = amphipod_api::tls::server_config_with(
-            pki.serving.clone(),
-            Some(pki.ca_pem().as_bytes()),
-        )
-        .context("setting up TLS")?;
+        let tls = amphipod_api::tls::server_config_with(pki.clone(), Some(pki.ca_pem().as_bytes()))
+            .context("setting up TLS")?;
         let make = move |peer: http::serve::Peer| {
             let app = app.clone();
             let user = peer
@@ -264,18 +264,24 @@ impl Server {
             )
         });
 
-        let admin_kubeconfig = pki.admin_kubeconfig(&local_url(addr));
-        let path = config.data_dir.join("admin.kubeconfig");
-        if let Err(error) =
-            files::write_if_changed(&path, admin_kubeconfig.as_bytes(), files::PRIVATE)
-        {
-            tracing::error!(path = %path.display(), %error, "the administrator's kubeconfig was not written");
-        }
+        let mut paths = config.admin_kubeconfigs.clone();
+        paths.push(config.data_dir.join("admin.kubeconfig"));
+        write_kubeconfigs(&pki, addr, &paths);
+        let (renewed, mut renewals) = (pki.clone(), pki.renewals());
+        let ending = stop.clone();
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    () = ending.cancelled() => return,
+                    Ok(()) = renewals.changed() => {}
+                }
+                write_kubeconfigs(&renewed, addr, &paths);
+            }
+        });
         tracing::info!(%addr, %advertise, "the Kubernetes API is served");
         Ok(Server {
             addr,
             advertise,
-            admin_kubeconfig,
             pki,
             registry,
             store,
@@ -297,8 +303,8 @@ impl Server {
 
     /// A kubeconfig with a client certificate of group `system:masters`; also written to `DATA_DIR/admin.kubeconfig`, mode
     /// 0600. Its URL is the loopback address unless the server listens on a certain other one.
-    pub fn admin_kubeconfig(&self) -> &str {
-        &self.admin_kubeconfig
+    pub fn admin_kubeconfig(&self) -> String {
+        self.pki.admin_kubeconfig(&local_url(self.addr))
     }
 
     /// The cluster's CA certificate, PEM.
@@ -338,6 +344,20 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.stop.cancel();
+    }
+}
+
+/// Writes the administrator's kubeconfig, for clients on this box. An equal file is left alone.
+fn write_kubeconfigs(pki: &Pki, addr: SocketAddr, paths: &[PathBuf]) {
+    let text = pki.admin_kubeconfig(&local_url(addr));
+    for path in paths {
+        let written = path
+            .parent()
+            .map_or(Ok(()), std::fs::create_dir_all)
+            .and_then(|()| files::write_if_changed(path, text.as_bytes(), files::PRIVATE));
+        if let Err(error) = written {
+            tracing::error!(path = %path.display(), %error, "the administrator's kubeconfig was not written");
+        }
     }
 }
 

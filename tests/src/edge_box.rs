@@ -192,6 +192,10 @@ pub struct EdgeBox {
     program: Option<Child>,
     power: Option<Power>,
     dir: TempDir,
+    /// The program of this box.
+    binary: String,
+    /// Where the box's own wall clock is set, if it has one.
+    clock: Option<PathBuf>,
 }
 
 /// Where a box has its files, by the folder of its disk that holds them (as `amphipod-box` mounts them).
@@ -249,6 +253,8 @@ impl EdgeBox {
             program: None,
             power: None,
             dir: TempDir::with_prefix("amphitest-disk-").unwrap(),
+            binary: binary().to_str().expect("a UTF-8 path").to_owned(),
+            clock: None,
         }
     }
 
@@ -438,7 +444,15 @@ impl EdgeBox {
         } else {
             "memory.available<100Mi"
         };
-        let mut command = self.command(binary().to_str().expect("a UTF-8 path"));
+        let mut command = match &self.clock {
+            None => self.command(&self.binary),
+            Some(clock) => {
+                let wrapper = beside_the_test("AMPHIPOD_CLOCK", "amphipod-clock");
+                let mut command = self.command(wrapper.to_str().expect("a UTF-8 path"));
+                command.arg(clock).arg(&self.binary);
+                command
+            }
+        };
         command
             .args([subcommand, "--cgroup-root", &format!("/{}", self.name)])
             .args(["--eviction-hard", thresholds])
@@ -448,6 +462,52 @@ impl EdgeBox {
             .stdout(log.try_clone().unwrap())
             .stderr(log);
         self.program = Some(command.spawn().expect("starting nsenter"));
+    }
+
+    /// From the next start on, the box has a wall clock of its own, which [`EdgeBox::set_clock`] sets. Containers keep the
+    /// machine's.
+    #[track_caller]
+    pub fn give_clock(&mut self) {
+        let clock = self.dir.path().join("clock");
+        self.clock = Some(clock);
+        self.set_clock(0);
+        // A program that does not find the vDSO's functions asks the kernel, where `amphipod-clock` can answer.
+        let mut program = fs::read(&self.binary).unwrap();
+        let mark = b"__vdso_";
+        let places: Vec<usize> = (0..program.len() - mark.len())
+            .filter(|at| program[*at] == mark[0] && program[*at..].starts_with(mark))
+            .collect();
+        assert!(!places.is_empty(), "no vDSO names in the program");
+        for place in places {
+            program[place] = b'X';
+        }
+        self.install(&program);
+    }
+
+    /// Sets the box's wall clock so many seconds beside the machine's, at once and also while the program runs.
+    #[track_caller]
+    pub fn set_clock(&self, seconds: i64) {
+        use std::os::unix::fs::FileExt;
+        let path = self.clock.as_ref().expect("the box has a clock of its own");
+        let file = fs::File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(path);
+        file.and_then(|file| file.write_all_at(&seconds.to_le_bytes(), 0))
+            .unwrap();
+    }
+
+    /// Puts another build of the program in the place of the box's, as an upgrade does: written beside it and renamed over it.
+    #[track_caller]
+    pub fn install(&mut self, program: &[u8]) {
+        use std::os::unix::fs::PermissionsExt;
+        let place = self.dir.path().join("amphipod");
+        let new = self.dir.path().join("amphipod.new");
+        fs::write(&new, program).unwrap();
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::rename(&new, &place).unwrap();
+        self.binary = place.to_str().expect("a UTF-8 path").to_owned();
     }
 
     fn log_path(&self) -> PathBuf {
@@ -492,6 +552,21 @@ impl EdgeBox {
         let pid = nix::unistd::Pid::from_raw(self.program_pid() as i32);
         nix::sys::signal::kill(pid, signal).unwrap();
         let _ = self.program.take().expect("amphipod was started").wait();
+    }
+
+    /// Ends the program in order (SIGTERM) and waits for it. Containers and their keeper are not touched.
+    #[track_caller]
+    pub fn stop_program(&mut self) {
+        let pid = self.program_pid();
+        let pid = nix::unistd::Pid::from_raw(pid as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        let ended = self.program.take().expect("amphipod was started").wait();
+        let ended = ended.expect("waiting for nsenter");
+        assert!(
+            ended.success(),
+            "amphipod ended with {ended}: {}",
+            self.log()
+        );
     }
 
     /// Waits until the API answers and the box's node is Ready.

@@ -18,6 +18,7 @@ use super::lease::LeaseKeeper;
 use super::machine::{Machine, own_address};
 use super::object::{self, Facts};
 use super::pressure::{Left, Pressure, pressure};
+use crate::clock::ClockWatch;
 use crate::config::AgentConfig;
 use crate::deps::Deps;
 use crate::events::Severity;
@@ -67,6 +68,7 @@ impl NodeKeeper {
             self.config.node_name.clone(),
             self.config.node_lease_seconds,
         );
+        let mut clock = ClockWatch::new(self.deps.clock.clone());
         let mut report = Report::default();
         let mut short = Pressure::default();
         let mut look = tokio::time::interval(LOOK);
@@ -82,7 +84,10 @@ impl NodeKeeper {
                     self.look_at_addresses().await;
                 }
                 // Also while the server is away: this is how we notice first that it is back.
-                _ = beat.tick() => lease.renew(),
+                _ = beat.tick() => {
+                    clock.look();
+                    lease.renew();
+                }
                 Some(event) = reflector.next() => match event {
                     Event::Applied(node) => {
                         self.learn(&node).await;

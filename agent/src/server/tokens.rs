@@ -39,6 +39,9 @@ pub struct Issued {
     pub renew_at: Option<i64>,
 }
 
+/// Seconds by which clocks may differ.
+const SKEW: i64 = 300;
+
 /// When a token is renewed: at 80 % of its life, and not later than a day after it was issued (the kubelet's rule).
 fn renew_at(t: &StoredToken) -> i64 {
     let life = (t.expires - t.issued).max(0);
@@ -69,8 +72,8 @@ impl Tokens {
                 .iter()
                 .find(|t| t.audience == key.0 && t.seconds == key.1);
             let token = match old {
-                // The clock may have been set back: a token from the future is as good.
-                Some(t) if now < renew_at(t) => t.clone(),
+                // A token from the future is of a clock that was wrong, ours or the server's.
+                Some(t) if now < renew_at(t) && now > t.issued - SKEW => t.clone(),
                 old => match self.request(pod, &uid, &key).await {
                     Ok(t) => t,
                     Err(e) => match old {
@@ -120,11 +123,9 @@ impl Tokens {
         let answer = self.client.create(&target, &body).await?;
         let token = meta::str_at(&answer, &["status", "token"]).to_string();
         let now = jiff::Timestamp::now().as_second();
-        let expires = amphipod_api::time::parse_time(meta::str_at(
-            &answer,
-            &["status", "expirationTimestamp"],
-        ));
-        let expires = expires.map_or(now + key.1, |t| t.as_second());
+        // Not the time that the server says: its clock and ours need not agree. How long it is good, it says as well.
+        let seconds = answer["spec"]["expirationSeconds"].as_i64();
+        let expires = now + seconds.unwrap_or(key.1);
         let stored = StoredToken {
             pod: uid.to_string(),
             audience: key.0.clone(),

@@ -95,6 +95,8 @@ struct Inner {
     silent: AtomicBool,
     /// Tells when there are answers again.
     answers: Notify,
+    /// Tells that the server did not take our credentials (401).
+    refused: Notify,
 }
 
 #[derive(Clone)]
@@ -116,6 +118,7 @@ impl Client {
                 session: RwLock::new(session),
                 silent: AtomicBool::new(false),
                 answers: Notify::new(),
+                refused: Notify::new(),
             }),
         })
     }
@@ -135,6 +138,11 @@ impl Client {
     /// wait longer.
     pub async fn answers_again(&self) {
         self.inner.answers.notified().await;
+    }
+
+    /// Returns when the server did not take our credentials, now or since this was asked last.
+    pub async fn refused(&self) {
+        self.inner.refused.notified().await;
     }
 
     /// The server's URL.
@@ -360,6 +368,9 @@ impl Client {
         }
         if response.status().is_success() {
             return Ok(response);
+        }
+        if response.status() == http::StatusCode::UNAUTHORIZED {
+            self.inner.refused.notify_one();
         }
         Err(error::failure(response).await)
     }

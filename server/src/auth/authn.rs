@@ -186,8 +186,7 @@ pub fn user_of(claims: &Claims) -> UserInfo {
     user
 }
 
-/// The user of a client certificate that TLS has verified. `None`: it names nobody, or its time is over (connections
-/// outlive certificates).
+/// The user of a client certificate that TLS has verified, but for its time.
 pub struct CertificateUser {
     user: Arc<UserInfo>,
     not_after: Timestamp,
@@ -220,9 +219,14 @@ impl CertificateUser {
         self.made
     }
 
-    /// The user, while the certificate is valid.
-    pub fn user(&self) -> Option<&Arc<UserInfo>> {
-        (Timestamp::now() <= self.not_after).then_some(&self.user)
+    /// The user, whatever the time.
+    pub fn user(&self) -> &Arc<UserInfo> {
+        &self.user
+    }
+
+    /// Whether the certificate's time is over.
+    pub fn is_over(&self) -> bool {
+        Timestamp::now() > self.not_after
     }
 }
 

@@ -3,7 +3,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use amphipod_api::files::{self, PRIVATE, PUBLIC};
 use amphipod_api::jwt::TokenKeys;
@@ -14,7 +15,9 @@ use amphipod_api::pki::{
 use amphipod_api::tls::{self, CurrentCert};
 use anyhow::{Context, anyhow};
 use jiff::Timestamp;
+use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use tokio::sync::watch;
 
 use crate::auth::{MASTERS, NODES};
 
@@ -29,9 +32,14 @@ pub struct Pki {
     /// Names and addresses of the serving certificate.
     sans: Vec<String>,
     pub token_keys: Arc<TokenKeys>,
-    pub admin: Identity,
+    admin: RwLock<Arc<Identity>>,
     kubelet_client: RwLock<Arc<Identity>>,
-    pub serving: Arc<CurrentCert>,
+    /// The serving certificate of the moment: renewed under a running listener.
+    serving: CurrentCert,
+    /// When something is due, seconds since 1970 by the wall clock.
+    due_at: AtomicI64,
+    renewing: Mutex<()>,
+    renewed: watch::Sender<()>,
 }
 
 /// Keys are not for logs.
@@ -40,6 +48,43 @@ impl std::fmt::Debug for Pki {
         f.debug_struct("Pki")
             .field("dir", &self.dir)
             .finish_non_exhaustive()
+    }
+}
+
+fn current<T: Clone>(of: &RwLock<T>) -> T {
+    of.read().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+fn replace<T>(of: &RwLock<T>, by: T) {
+    *of.write().unwrap_or_else(PoisonError::into_inner) = by;
+}
+
+/// The end of a certificate's time.
+fn end_of(key: &CertifiedKey) -> Timestamp {
+    let info = key
+        .cert
+        .first()
+        .and_then(|der| CertInfo::from_der(der).ok());
+    info.map_or(Timestamp::MIN, |info| info.not_after)
+}
+
+/// When a certificate that ends then should be renewed, seconds since 1970.
+fn renewal_of(end: Timestamp) -> i64 {
+    end.as_second() - (LEAF_LIFETIME.as_secs() / 3) as i64
+}
+
+impl ResolvesServerCert for Pki {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        // Whenever somebody connects: a clock that was set needs no timer that knows of it.
+        if Timestamp::now().as_second() >= self.due_at.load(Ordering::Relaxed)
+            && let Ok(_renewing) = self.renewing.try_lock()
+            && let Err(error) = self.renew()
+        {
+            tracing::error!(
+                "certificates were not renewed: {error:#}; make the data directory writable"
+            );
+        }
+        Some(self.serving.get())
     }
 }
 
@@ -88,20 +133,24 @@ impl Pki {
             || ca.issue_client(KUBELET_CLIENT, &[], LEAF_LIFETIME),
         )?;
         let key = chain(&serving, &ca)?;
+        let due_at = renewal_of(end_of(&key));
         Ok(Pki {
             ca,
             sans,
             token_keys: Arc::new(
                 TokenKeys::load(&sa_key).context("reading the service account key")?,
             ),
-            admin,
+            admin: RwLock::new(Arc::new(admin)),
             kubelet_client: RwLock::new(Arc::new(kubelet_client)),
-            serving: Arc::new(CurrentCert::new(key)),
+            serving: CurrentCert::new(key),
+            due_at: AtomicI64::new(due_at),
+            renewing: Mutex::new(()),
+            renewed: watch::Sender::new(()),
             dir,
         })
     }
 
-    /// Renews what is due now. Called now and then while the server runs.
+    /// Renews what is due now. Called now and then while the server runs, and when somebody connects after it was due.
     ///
     /// # Errors
     /// As [`Pki::open`].
@@ -116,8 +165,7 @@ impl Pki {
             },
         )?;
         let key = chain(&serving, &self.ca)?;
-        self.serving.replace(key);
-        ensure(
+        let admin = ensure(
             &self.dir,
             "admin",
             |_| true,
@@ -129,21 +177,27 @@ impl Pki {
             |_| true,
             || self.ca.issue_client(KUBELET_CLIENT, &[], LEAF_LIFETIME),
         )?;
-        *self
-            .kubelet_client
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = Arc::new(kubelet_client);
+        self.due_at
+            .store(renewal_of(end_of(&key)), Ordering::Relaxed);
+        self.serving.replace(key);
+        replace(&self.kubelet_client, Arc::new(kubelet_client));
+        let new = admin.cert_pem != current(&self.admin).cert_pem;
+        replace(&self.admin, Arc::new(admin));
+        if new {
+            tracing::info!("the server's certificates were renewed");
+            self.renewed.send_replace(());
+        }
         Ok(())
+    }
+
+    /// Tells when the administrator's certificate was renewed.
+    pub fn renewals(&self) -> watch::Receiver<()> {
+        self.renewed.subscribe()
     }
 
     /// When the serving certificate ends.
     pub fn serving_until(&self) -> Timestamp {
-        let key = self.serving.get();
-        let info = key
-            .cert
-            .first()
-            .and_then(|der| CertInfo::from_der(der).ok());
-        info.map_or(Timestamp::MIN, |info| info.not_after)
+        end_of(&self.serving.get())
     }
 
     /// Names and addresses of the server: nobody else may have a certificate for them.
@@ -158,10 +212,7 @@ impl Pki {
 
     /// The identity for calls to agents, as of now.
     pub fn kubelet_client(&self) -> Arc<Identity> {
-        self.kubelet_client
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        current(&self.kubelet_client)
     }
 
     /// The identity of the agent on this box, as client and as server of the node API.
@@ -202,9 +253,10 @@ impl Pki {
 
     /// The administrator's kubeconfig for a server URL.
     pub fn admin_kubeconfig(&self, url: &str) -> String {
+        let admin = current(&self.admin);
         let credential = kubeconfig::Credential::ClientCertificate {
-            cert_pem: &self.admin.cert_pem,
-            key_pem: &self.admin.key_pem,
+            cert_pem: &admin.cert_pem,
+            key_pem: &admin.key_pem,
         };
         kubeconfig::kubeconfig("amphipod", url, self.ca_pem(), credential)
     }
@@ -332,7 +384,10 @@ mod tests {
         );
         assert_eq!(first.ca_pem(), second.ca_pem());
         assert_eq!(first.token_keys.key_id(), second.token_keys.key_id());
-        assert_eq!(first.admin.cert_pem, second.admin.cert_pem);
+        assert_eq!(
+            current(&first.admin).cert_pem,
+            current(&second.admin).cert_pem
+        );
     }
 
     #[test]

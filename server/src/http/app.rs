@@ -173,7 +173,7 @@ impl App {
         head: http::request::Parts,
         body: Incoming,
     ) -> respond::Answer {
-        let user = self.authenticate(certificate.as_deref(), &head.headers)?;
+        let user = self.authenticate(certificate.as_deref(), &info, &head.headers)?;
         let mut extensions = head.extensions;
         let call = Call {
             app: self,
@@ -217,17 +217,22 @@ impl App {
     fn authenticate(
         &self,
         certificate: Option<&CertificateUser>,
+        info: &RequestInfo,
         headers: &HeaderMap,
     ) -> Result<Arc<UserInfo>, Status> {
-        let shown = certificate.and_then(|shown| Some((shown.user()?, shown.made())));
-        let user = if let Some((user, made)) = shown {
-            if let Some(node) = user.node_name()
-                && self.removed.refuses(node, made)
-            {
+        let user = if let Some(shown) = certificate {
+            let node = shown.user().node_name();
+            if node.is_some_and(|node| self.removed.refuses(node, shown.made())) {
                 tracing::debug!(node, "a certificate of a removed node was refused");
                 return Err(Status::unauthorized());
             }
-            user.clone()
+            // A box that was away for long, or whose clock or ours was set, gets a new certificate by its old one, and nothing else.
+            let renews = node.is_some() && info.resource == "certificatesigningrequests";
+            if shown.is_over() && !renews {
+                tracing::debug!(user = shown.user().name, "a certificate is over");
+                return Err(Status::unauthorized());
+            }
+            shown.user().clone()
         } else if let Some(token) = bearer(headers) {
             match self.tokens.authenticate(&token, &[]) {
                 Ok((user, _)) => Arc::new(user),

@@ -214,6 +214,7 @@ impl Actor {
         if gone {
             self.handle(Msg::Gone { grace: None });
         }
+        let mut clock = self.deps.clock.subscribe();
         loop {
             let wake = self.step();
             if self.finished {
@@ -224,6 +225,8 @@ impl Actor {
             tokio::select! {
                 Some(msg) = self.messages.recv() => self.handle(msg),
                 () = sleep, if wake.is_some() => {}
+                // What waits for a moment of the wall clock is decided again.
+                Ok(()) = clock.changed() => {}
             }
             while let Ok(msg) = self.messages.try_recv() {
                 self.handle(msg);

@@ -29,6 +29,10 @@ CREATE TABLE IF NOT EXISTS events (id INTEGER PRIMARY KEY, body TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 ";
 
+/// Step N makes layout N + 1 of layout N, which `user_version` tells; an empty file is layout 0. A new layout is a new step, never another
+/// text of an old one.
+const STEPS: &[&str] = &[SCHEMA];
+
 /// When a write counts as done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
@@ -97,6 +101,7 @@ impl Store {
                 open_checked(&path)?
             }
         };
+        migrate(&connection, &path)?;
         let (requests, queue) = mpsc::channel::<Request>();
         std::thread::Builder::new()
             .name("agent-store".into())
@@ -375,7 +380,7 @@ fn open_checked(path: &Path) -> Result<Connection> {
         let found = rusqlite::Error::SqliteFailure(corrupt, Some(verdict));
         return Err(found).with_context(what);
     }
-    c.execute_batch(SCHEMA).with_context(what)?;
+    // A database that is sound and of another version is not damaged: it is not put aside.
     Ok(c)
 }
 
@@ -388,6 +393,32 @@ fn is_damage(error: &anyhow::Error) -> bool {
         code,
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
     )
+}
+
+/// Brings the layout up to date.
+///
+/// # Errors
+/// It is of a newer program; nothing was changed then.
+fn migrate(c: &Connection, path: &Path) -> Result<()> {
+    let what = || format!("preparing {}", path.display());
+    let version: i64 = c
+        .query_row("PRAGMA user_version", [], |r| r.get(0))
+        .with_context(what)?;
+    let known = STEPS.len() as i64;
+    anyhow::ensure!(
+        version <= known,
+        "{} has layout {version}, made by a newer amphipod; this one knows layouts up to {known}. Nothing was changed: run the newer one \
+         again, or move the file away, and the agent learns its pods anew from the server and from what runs",
+        path.display()
+    );
+    let due = STEPS.iter().skip(usize::try_from(version).unwrap_or(0));
+    for (step, layout) in due.zip(version + 1..) {
+        c.execute_batch(&format!(
+            "BEGIN; {step} PRAGMA user_version={layout}; COMMIT;"
+        ))
+        .with_context(what)?;
+    }
+    Ok(())
 }
 
 fn quarantine(path: &Path) -> Result<PathBuf> {

@@ -554,21 +554,6 @@ impl EdgeBox {
         let _ = self.program.take().expect("amphipod was started").wait();
     }
 
-    /// Ends the program in order (SIGTERM) and waits for it. Containers and their keeper are not touched.
-    #[track_caller]
-    pub fn stop_program(&mut self) {
-        let pid = self.program_pid();
-        let pid = nix::unistd::Pid::from_raw(pid as i32);
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
-        let ended = self.program.take().expect("amphipod was started").wait();
-        let ended = ended.expect("waiting for nsenter");
-        assert!(
-            ended.success(),
-            "amphipod ended with {ended}: {}",
-            self.log()
-        );
-    }
-
     /// Waits until the API answers and the box's node is Ready.
     #[track_caller]
     pub fn wait_until_ready(&mut self) {

@@ -24,8 +24,9 @@ const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 ";
 
-/// The layout that this code writes, kept in `user_version`.
-const VERSION: i64 = 1;
+/// Step N makes layout N + 1 of layout N, which `user_version` tells; an empty file is layout 0. A new layout is a new step, never another
+/// text of an old one.
+const STEPS: &[&str] = &[SCHEMA];
 
 /// What is set aside for the write-ahead log: the 2 MiB at which it is copied, and the last transaction before that.
 pub(super) const SET_ASIDE: u32 = 7 << 19;
@@ -102,15 +103,18 @@ impl Log {
         let version: i64 = db
             .query_row("PRAGMA user_version", [], |row| row.get(0))
             .map_err(store_error)?;
-        if version > VERSION {
+        let known = STEPS.len() as i64;
+        if version > known {
             let text = format!(
-                "it has layout {version}, made by a newer server; this one knows layouts up to {VERSION}"
+                "it has layout {version}, made by a newer amphipod; this one knows layouts up to {known}. Nothing was changed: run the newer one \
+                 again, or put a copy that is older in its place"
             );
             return Err(StoreError::Failed(text));
         }
-        if version < VERSION {
+        let due = STEPS.iter().skip(usize::try_from(version).unwrap_or(0));
+        for (step, layout) in due.zip(version + 1..) {
             db.execute_batch(&format!(
-                "BEGIN; {SCHEMA} PRAGMA user_version={VERSION}; COMMIT;"
+                "BEGIN; {step} PRAGMA user_version={layout}; COMMIT;"
             ))
             .map_err(store_error)?;
         }

@@ -135,12 +135,6 @@ impl Diagnosis {
             return "no nodes available to schedule pods".to_owned();
         }
         let all = self.nodes;
-        let mut reasons: Vec<String> = self
-            .reasons
-            .iter()
-            .map(|(reason, count)| format!("{count} {reason}"))
-            .collect();
-        reasons.sort();
         let mut helpless = Vec::new();
         if self.hopeless < all {
             helpless.push(format!(
@@ -155,11 +149,39 @@ impl Diagnosis {
             ));
         }
         format!(
-            "0/{all} nodes are available: {}. preemption: 0/{all} nodes are available: {}.",
-            reasons.join(", "),
+            "{} preemption: 0/{all} nodes are available: {}.",
+            self.refusals(),
             helpless.join(", ")
         )
     }
+
+    /// As [`Diagnosis::message`], of a pod for which others are taken away.
+    pub fn refusals(&self) -> String {
+        let mut reasons: Vec<String> = self
+            .reasons
+            .iter()
+            .map(|(reason, count)| format!("{count} {reason}"))
+            .collect();
+        reasons.sort();
+        format!(
+            "0/{} nodes are available: {}.",
+            self.nodes,
+            reasons.join(", ")
+        )
+    }
+}
+
+/// Why a node does not take a pod; nothing if it does.
+pub fn refusals(snapshot: &Snapshot, pod: &PodInfo, node: &NodeInfo) -> Vec<Refusal> {
+    PLUGINS
+        .iter()
+        .filter_map(|plugin| {
+            let prepared = plugin.prepare(pod, snapshot)?;
+            let refusals = plugin.filter(&prepared, pod, node);
+            (!refusals.is_empty()).then_some(refusals)
+        })
+        .next()
+        .unwrap_or_default()
 }
 
 /// How many fitting nodes are enough to choose from, of `all` (upstream's `numFeasibleNodesToFind`).

@@ -8,11 +8,12 @@
 pub mod framework;
 mod plugins;
 pub mod pod;
+mod preemption;
 mod queue;
 pub mod resources;
 pub mod snapshot;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use amphipod_api::{Status, meta, time};
@@ -26,9 +27,10 @@ use tracing::{error, warn};
 use crate::auth::UserInfo;
 use crate::cache::{Event, EventType, Gone, Object, Table, Watch};
 use crate::events::{Kind, Recorder, Reference};
-use crate::registry::Registry;
+use crate::registry::{DeleteOptions, Registry};
 use framework::{Diagnosis, Hopes};
 use pod::{DEFAULT_SCHEDULER, PodInfo};
+use preemption::Victims;
 use queue::Queue;
 use snapshot::{NodeChange, Snapshot};
 
@@ -62,6 +64,8 @@ struct State {
     queue: Queue,
     /// Pods promised to a node whose binding is not in the cache yet, by UID.
     assumed: HashSet<String>,
+    /// Pods for which others were taken away, by UID, on the node where that makes room: it is not for pods of lower priority.
+    nominated: HashMap<String, Arc<PodInfo>>,
     /// Where to begin looking among many nodes.
     turn: usize,
     bound: mpsc::Sender<(Arc<PodInfo>, Result<(), Status>)>,
@@ -82,6 +86,7 @@ impl State {
             snapshot: Snapshot::default(),
             queue: Queue::default(),
             assumed: HashSet::new(),
+            nominated: HashMap::new(),
             turn: 0,
             bound,
             outcomes,
@@ -178,6 +183,7 @@ impl State {
     fn pod_gone(&mut self, uid: &str) {
         self.queue.remove(uid);
         self.assumed.remove(uid);
+        self.nominated.remove(uid);
         if self.snapshot.take(uid) {
             self.queue.happened(
                 Hopes {
@@ -200,6 +206,7 @@ impl State {
         if pod.occupies() {
             self.queue.remove(&pod.uid);
             self.assumed.remove(&pod.uid);
+            self.nominated.remove(&pod.uid);
             let before = self.snapshot.find(&pod.uid);
             let news = before.is_none_or(|before| before.labels != pod.labels);
             self.snapshot.put(pod);
@@ -241,29 +248,101 @@ impl State {
                     &pod,
                     "SchedulingGated",
                     "Scheduling is blocked due to non-empty scheduling gates",
+                    None,
                 )
                 .await;
                 continue;
             }
-            match framework::schedule(&self.snapshot, &pod, &mut self.turn) {
-                Ok(node) => self.bind(pod, node).await,
-                Err(diagnosis) => self.refuse(&pod, &diagnosis).await,
+            let promised: Vec<Arc<PodInfo>> = self
+                .nominated
+                .values()
+                .filter(|other| other.uid != pod.uid && other.priority >= pod.priority)
+                .cloned()
+                .collect();
+            for other in &promised {
+                self.snapshot.put(other.clone());
+            }
+            let chosen = framework::schedule(&self.snapshot, &pod, &mut self.turn);
+            let victims = match &chosen {
+                Err(diagnosis) if diagnosis.hopeless < diagnosis.nodes => {
+                    preemption::find(&mut self.snapshot, &pod)
+                }
+                _ => None,
+            };
+            for other in &promised {
+                self.snapshot.take(&other.uid);
+            }
+            match (chosen, victims) {
+                (Ok(node), _) => self.bind(pod, node).await,
+                (Err(diagnosis), None) => {
+                    self.refuse(&pod, &diagnosis, &diagnosis.message(), None)
+                        .await;
+                }
+                (Err(diagnosis), Some(victims)) => {
+                    let message = diagnosis.refusals();
+                    self.refuse(&pod, &diagnosis, &message, Some(&victims.node))
+                        .await;
+                    self.preempt(&pod, victims).await;
+                }
             }
         }
     }
 
-    async fn refuse(&mut self, pod: &Arc<PodInfo>, diagnosis: &Diagnosis) {
-        let message = diagnosis.message();
+    /// `nominated`: the node where others make room.
+    async fn refuse(
+        &mut self,
+        pod: &Arc<PodInfo>,
+        diagnosis: &Diagnosis,
+        message: &str,
+        nominated: Option<&str>,
+    ) {
         self.queue
             .refused(&pod.uid, diagnosis.hopes, Instant::now());
         self.recorder
-            .tell(reference(pod), Kind::Warning, "FailedScheduling", &message);
-        self.tell_condition(pod, "Unschedulable", &message).await;
+            .tell(reference(pod), Kind::Warning, "FailedScheduling", message);
+        self.tell_condition(pod, "Unschedulable", message, nominated)
+            .await;
+    }
+
+    /// Takes pods away for another, whose room that is from now on.
+    async fn preempt(&mut self, pod: &Arc<PodInfo>, victims: Victims) {
+        let mut nominated = PodInfo::clone(pod);
+        nominated.node.clone_from(&victims.node);
+        self.nominated.insert(pod.uid.clone(), Arc::new(nominated));
+        for victim in victims.pods.iter().filter(|victim| !victim.deleting) {
+            let gone = async {
+                let context = self
+                    .registry
+                    .context(&self.user, "pods", &victim.namespace)?;
+                let options = DeleteOptions {
+                    uid: Some(victim.uid.clone()),
+                    ..DeleteOptions::default()
+                };
+                self.registry.delete(&context, &victim.name, &options).await
+            };
+            match gone.await {
+                Ok(_) => {
+                    let message = format!("Preempted by pod {} on node {}", pod.uid, victims.node);
+                    self.recorder
+                        .tell(reference(victim), Kind::Normal, "Preempted", message);
+                }
+                Err(status) if status.is_not_found() || status.is_conflict() => {}
+                Err(status) => {
+                    warn!(pod = %victim.name, namespace = %victim.namespace, %status, "a pod could not be taken away for one of higher priority");
+                }
+            }
+        }
     }
 
     /// Writes the condition `PodScheduled=False`, unless it stands there already.
-    async fn tell_condition(&self, pod: &PodInfo, reason: &str, message: &str) {
-        if pod.told.as_deref() == Some(message) {
+    async fn tell_condition(
+        &self,
+        pod: &PodInfo,
+        reason: &str,
+        message: &str,
+        nominated: Option<&str>,
+    ) {
+        if pod.told.as_deref() == Some(message) && nominated.is_none() {
             return;
         }
         let told = async {
@@ -279,6 +358,9 @@ impl State {
                 }
                 let generation = object["metadata"]["generation"].clone();
                 let status = &mut object["status"];
+                if let Some(node) = nominated {
+                    status["nominatedNodeName"] = node.into();
+                }
                 if status["conditions"].is_null() {
                     status["conditions"] = json!([]);
                 }

@@ -44,6 +44,8 @@ pub struct PodInfo {
     /// The message of its condition `PodScheduled=False`, as stored.
     pub told: Option<String>,
     pub deleting: bool,
+    /// `preemptionPolicy: Never`
+    pub never_preempts: bool,
     /// Succeeded or Failed: it occupies nothing.
     pub ended: bool,
 }
@@ -223,6 +225,7 @@ impl PodInfo {
                 .filter(|condition| condition.status == "False")
                 .map(|c| c.message.clone().unwrap_or_default()),
             deleting: metadata.deletion_timestamp.is_some(),
+            never_preempts: spec.preemption_policy.as_deref() == Some("Never"),
             ended: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
             requests,
             namespace,

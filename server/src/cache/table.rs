@@ -332,6 +332,17 @@ impl Table {
         Ok((events, reached))
     }
 
+    /// Whether there are events from sequence number `from` on, or were.
+    pub(super) fn has_events(&self, from: u64) -> bool {
+        let inner = self.read();
+        from < inner.first + inner.ring.len() as u64
+    }
+
+    /// How many watches there are.
+    pub(super) fn audience(&self) -> usize {
+        self.changed.receiver_count()
+    }
+
     fn revision_of(&self, inner: &Inner) -> u64 {
         // Read under the lock: whatever was applied up to here is in the table, as the lock was free since.
         self.applied.load(Ordering::Acquire).max(inner.revision)

@@ -41,11 +41,16 @@ impl Watch {
     /// # Errors
     /// [`Gone`]: this watch was too slow, events it had not taken have left the ring.
     pub async fn next(&mut self) -> Result<Vec<Arc<Event>>, Gone> {
+        self.ready().await;
+        self.try_next()
+    }
+
+    /// Waits until [`Watch::try_next`] has something to say, and takes nothing. Cancel-safe.
+    pub async fn ready(&mut self) {
         loop {
             self.changed.mark_unchanged();
-            let events = self.try_next()?;
-            if !events.is_empty() {
-                return Ok(events);
+            if self.table.has_events(self.next) {
+                return;
             }
             // The table lives as long as this watch, and the sender with it.
             let _ = self.changed.changed().await;
@@ -77,6 +82,11 @@ impl Watch {
         }
         self.seen = self.seen.max(revision);
         Some(self.seen)
+    }
+
+    /// How many watches of this table there are.
+    pub fn audience(&self) -> usize {
+        self.table.audience()
     }
 
     pub fn table(&self) -> &Arc<Table> {

@@ -1,6 +1,7 @@
 //! Watches as HTTP bodies: lines of JSON in a chunked answer, or text messages of a WebSocket.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use amphipod_api::Status;
@@ -8,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, stream};
 use http::{HeaderMap, StatusCode};
 use jiff::Timestamp;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::app::Call;
 use super::body::{self, Body};
@@ -42,7 +43,7 @@ pub async fn serve(
         view: form.view,
         include,
         columns: true,
-        stop: call.stop(),
+        stop: Box::pin(call.stop().cancelled_owned()),
         waiting: VecDeque::new(),
     };
     if websocket::wanted(&call.headers) {
@@ -79,7 +80,8 @@ struct Lines {
     include: IncludeObject,
     /// The next table carries its column definitions.
     columns: bool,
-    stop: CancellationToken,
+    /// Kept from one event to the next: what waits for it is entered in a list that all watches share.
+    stop: Pin<Box<WaitForCancellationFutureOwned>>,
     /// What was taken from the watch and not yet written.
     waiting: VecDeque<WatchItem>,
 }
@@ -93,7 +95,7 @@ impl Lines {
         while self.waiting.is_empty() {
             let items = tokio::select! {
                 biased;
-                () = self.stop.cancelled() => return None,
+                () = self.stop.as_mut() => return None,
                 items = self.watch.next() => items?,
             };
             self.waiting.extend(items);

@@ -1,12 +1,13 @@
 //! watch: what happened to the objects that a client selects, after a revision or from now on.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use amphipod_api::Status;
 use bytes::Bytes;
 use serde_json::json;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 
 use super::read::{check_fields, check_options, gone_status, matches, parse_revision};
 use super::{Context, ListOptions, Registry, shown};
@@ -17,6 +18,23 @@ use crate::resources::Descriptor;
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 /// A watch without a timeout ends after this, and up to twice that, so that not all come back at once.
 const TIMEOUT_LEAST: Duration = Duration::from_secs(1800);
+/// What it takes to tell one watcher something and to have it read, roughly: a TLS record, system calls and wake-ups at both
+/// ends.
+const TELLING: Duration = Duration::from_micros(50);
+/// A pause shorter than the timer's grain is none.
+const PAUSE_LEAST: Duration = Duration::from_millis(1);
+const PAUSE_MOST: Duration = Duration::from_millis(10);
+
+/// How long a watcher that was just told something is left alone, so that what follows closely is told in one go: about as
+/// long as it takes to tell everybody. With few watchers nothing waits, and what comes after a quiet moment never does.
+fn pause(audience: usize) -> Duration {
+    let round = TELLING.saturating_mul(u32::try_from(audience).unwrap_or(u32::MAX));
+    if round < PAUSE_LEAST {
+        Duration::ZERO
+    } else {
+        round.min(PAUSE_MOST)
+    }
+}
 
 /// One thing told to a watcher.
 #[derive(Clone, Debug)]
@@ -71,6 +89,10 @@ pub struct WatchStream {
     initial: Vec<WatchItem>,
     deadline: Instant,
     next_bookmark: Instant,
+    /// Nothing is told before: see [`pause`].
+    paused_until: Instant,
+    /// Kept from one wait to the next: to set it up anew costs more than the wait.
+    timer: Pin<Box<Sleep>>,
     /// The revision of the last bookmark or event.
     told: u64,
     ended: bool,
@@ -138,6 +160,8 @@ impl Registry {
             initial,
             deadline: now + timeout,
             next_bookmark: now + BOOKMARK_EVERY,
+            paused_until: now,
+            timer: Box::pin(tokio::time::sleep_until(now + timeout)),
             told: after,
             ended: false,
         })
@@ -186,15 +210,21 @@ impl WatchStream {
             } else {
                 self.deadline
             };
-            let events = tokio::select! {
+            self.set_timer(wake);
+            tokio::select! {
                 biased;
-                events = self.watch.next() => events,
-                () = tokio::time::sleep_until(wake) => continue,
-            };
-            match events {
+                () = self.watch.ready() => {}
+                () = self.timer.as_mut() => continue,
+            }
+            if Instant::now() < self.paused_until {
+                self.set_timer(self.paused_until);
+                self.timer.as_mut().await;
+            }
+            match self.watch.try_next() {
                 Ok(events) => {
                     let items = self.select(&events);
                     if !items.is_empty() {
+                        self.paused_until = Instant::now() + pause(self.watch.audience());
                         return Some(items);
                     }
                 }
@@ -203,6 +233,12 @@ impl WatchStream {
                     return Some(vec![WatchItem::Error(gone_status(&gone))]);
                 }
             }
+        }
+    }
+
+    fn set_timer(&mut self, at: Instant) {
+        if self.timer.deadline() != at {
+            self.timer.as_mut().reset(at);
         }
     }
 
@@ -262,5 +298,18 @@ impl WatchStream {
             items.push(item);
         }
         items
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_crowd_of_watchers_is_made_to_pause() {
+        assert_eq!(pause(1), Duration::ZERO);
+        assert_eq!(pause(10), Duration::ZERO);
+        assert_eq!(pause(100), Duration::from_millis(5));
+        assert_eq!(pause(1_000_000), PAUSE_MOST);
     }
 }

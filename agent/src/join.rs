@@ -379,7 +379,8 @@ pub(crate) const SLOWLY: Backoff = Backoff {
 /// Keeps this node's certificate valid; `renewed` hears of each new one. Never ends.
 ///
 /// The node renews by its certificate, also when that is over by our clock or by the server's: the server takes it for this one
-/// purpose. When it is refused for this, too, a join token is needed.
+/// purpose. A join token helps where that fails: at the start, and when the certificate is over. A box that was removed while it ran
+/// does not come back by the token with which it came.
 pub(crate) async fn keep_valid(
     config: AgentConfig,
     client: Client,
@@ -388,9 +389,10 @@ pub(crate) async fn keep_valid(
 ) {
     let files = &config.credentials;
     let token: Option<JoinToken> = config.join_token.as_deref().and_then(|t| t.parse().ok());
-    let mut accepted = false;
+    let (mut accepted, mut was_accepted) = (false, false);
     let mut failures = 0;
     loop {
+        was_accepted |= accepted;
         let left = std::fs::read_to_string(&files.cert)
             .ok()
             .and_then(|pem| CertInfo::from_pem(&pem).ok())
@@ -420,12 +422,17 @@ pub(crate) async fn keep_valid(
             tokio::select! {
                 () = tokio::time::sleep(wait.min(LOOK)) => {}
                 Ok(()) = clock.changed() => {}
-                () = client.refused() => accepted = false,
+                () = client.refused() => {
+                    was_accepted |= accepted;
+                    accepted = false;
+                }
             }
             continue;
         }
         let certified = match (certify(&client, &config.node_name, files).await, &token) {
-            (Err(error), Some(token)) if error.downcast_ref().is_some_and(is_refusal) => {
+            (Err(error), Some(token))
+                if over || (!was_accepted && error.downcast_ref().is_some_and(is_refusal)) =>
+            {
                 tracing::info!("the certificate of this box is no longer good; joining again");
                 certify_by_token(token, &config).await
             }

@@ -184,6 +184,7 @@ impl Agent {
             network,
             planes,
             trouble,
+            known_addresses(&store).await,
         ));
         tasks.spawn(services.run(
             client.clone(),
@@ -296,6 +297,7 @@ async fn bring_up_network(
     network: watch::Sender<Option<Arc<Network>>>,
     planes: watch::Sender<Option<Planes>>,
     trouble: watch::Sender<Option<String>>,
+    known: Vec<(String, Vec<IpAddr>)>,
 ) {
     let mut failures = 0;
     loop {
@@ -309,7 +311,7 @@ async fn bring_up_network(
         match open_network(&config, address, &now).await {
             Ok(opened) => {
                 let opened = Arc::new(opened);
-                recall_pods(&store, &opened).await;
+                recall_pods(&store, &opened, &known).await;
                 let dns = start_dns(&config, &opened).await;
                 network.send_replace(Some(opened.clone()));
                 trouble.send_replace(None);
@@ -342,20 +344,26 @@ async fn bring_up_network(
     drop((network, planes, trouble));
 }
 
+/// The addresses that pods had when the agent ended. To be read before the pods begin: what they then tell of themselves is that they have none.
+async fn known_addresses(store: &Store) -> Vec<(String, Vec<IpAddr>)> {
+    let pods = store.pods().await.unwrap_or_default();
+    let known = pods.into_iter().map(|pod| {
+        let ips = pod.record.as_deref().map_or(Vec::new(), Record::addresses);
+        (pod.uid, ips)
+    });
+    known.collect()
+}
+
 /// Takes the network from pods that went while no agent ran, and keeps for the others the addresses that they had: nobody may be there to tell
 /// services and policies of new ones. Nothing is attached yet that the database does not know.
-async fn recall_pods(store: &Store, network: &Arc<Network>) {
+async fn recall_pods(store: &Store, network: &Arc<Network>, known: &[(String, Vec<IpAddr>)]) {
     let Ok(pods) = store.pods().await else { return };
-    let network = network.clone();
+    let (network, known) = (network.clone(), known.to_vec());
     let work = move || {
         let ids: Vec<&str> = pods.iter().map(|p| p.uid.as_str()).collect();
         let retained = network.retain(&ids);
-        let known: Vec<Vec<IpAddr>> = pods
-            .iter()
-            .map(|p| p.record.as_deref().map_or(Vec::new(), Record::addresses))
-            .collect();
-        let reserve = ids.iter().zip(&known);
-        network.reserve(reserve.map(|(id, ips)| (*id, ips.as_slice())));
+        let there = known.iter().filter(|(id, _)| ids.contains(&id.as_str()));
+        network.reserve(there.map(|(id, ips)| (id.as_str(), ips.as_slice())));
         retained
     };
     match tokio::task::spawn_blocking(work).await {

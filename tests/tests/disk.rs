@@ -267,8 +267,14 @@ fn on_a_full_disk_pods_reads_and_deletions_go_on_and_writes_come_back_with_the_s
         }
         pods_go_on(&kubectl);
         disk_pressure(&kubectl, &edge_box, "True");
-        let told = kubectl.run(&["get", "events", "-A", "-o", "custom-columns=R:.reason"]);
-        assert!(told.stdout.contains("NodeHasDiskPressure"), "{told:?}");
+        eventually("the event to be told", SOON, || {
+            let reasons = ["get", "events", "-A", "-o", "custom-columns=R:.reason"];
+            let told = kubectl.run(&reasons).stdout;
+            match told.contains("NodeHasDiskPressure") {
+                true => Ok(()),
+                false => Err(told),
+            }
+        });
         // Each start of the program says so once.
         let log = edge_box.log();
         let told = log.matches("server's state is full").count();

@@ -285,7 +285,7 @@ fn a_container_that_floods_its_log_keeps_the_last_of_it_and_hurts_nobody() {
     // As fast as it can, far more than is kept: 10 MiB a file, five files.
     host.kubectl.apply(&pod(
         "hungry",
-        "command: [sh, -c, 'yes a line that is written again and again and again | head -c 96000000; echo; echo done; sleep 3600']",
+        "command: [sh, -c, 'yes a line that is written again and again and again | head -c 98000000; echo; echo done; sleep 3600']",
         "",
     ));
     host.kubectl.wait_for("pod/hungry", "condition=Ready", 60);

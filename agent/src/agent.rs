@@ -181,10 +181,12 @@ impl Agent {
             Some(address).filter(|ip| !ip.is_loopback()),
             store.clone(),
             cidrs,
-            network,
-            planes,
-            trouble,
             known_addresses(&store).await,
+            NetworkHeard {
+                network,
+                planes,
+                trouble,
+            },
         ));
         tasks.spawn(services.run(
             client.clone(),
@@ -288,17 +290,27 @@ fn client(config: &AgentConfig) -> Result<Client> {
     Ok(Client::new(config)?)
 }
 
-/// Opens the pod network as soon as the pod range is known, then DNS. Tries again when it fails.
+/// Who hears of the pod network.
+struct NetworkHeard {
+    network: watch::Sender<Option<Arc<Network>>>,
+    planes: watch::Sender<Option<Planes>>,
+    trouble: watch::Sender<Option<String>>,
+}
+
+/// Opens the pod network as soon as the pod range is known, then DNS. Tries again when it fails. `known`: addresses that pods had.
 async fn bring_up_network(
     config: AgentConfig,
     address: Option<IpAddr>,
     store: Store,
     mut cidrs: watch::Receiver<Vec<String>>,
-    network: watch::Sender<Option<Arc<Network>>>,
-    planes: watch::Sender<Option<Planes>>,
-    trouble: watch::Sender<Option<String>>,
     known: Vec<(String, Vec<IpAddr>)>,
+    heard: NetworkHeard,
 ) {
+    let NetworkHeard {
+        network,
+        planes,
+        trouble,
+    } = heard;
     let mut failures = 0;
     loop {
         let now = cidrs.borrow_and_update().clone();

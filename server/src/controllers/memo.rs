@@ -3,7 +3,10 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::cache::{Object, Table};
+use amphipod_api::LabelSelector;
+
+use super::{Key, Source, itself};
+use crate::cache::{EventType, Meta, Object, Table};
 
 /// Namespace and name.
 type Name = (Box<str>, Box<str>);
@@ -60,5 +63,31 @@ impl<T> Memo<T> {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(&key);
+    }
+}
+
+impl<T: Send + Sync + 'static> Memo<T> {
+    /// Changes of the objects themselves, which are forgotten when they go.
+    pub fn own(self: Arc<Self>, resource: &'static str) -> Source {
+        Source::new(resource, move |tools, event| {
+            if event.kind == EventType::Deleted {
+                self.forget(&event.object);
+            }
+            itself(tools, event)
+        })
+    }
+}
+
+impl Memo<Option<LabelSelector>> {
+    /// The objects of `table` whose selectors select what has `meta`.
+    pub fn selecting(&self, table: &Table, meta: &Meta) -> Vec<Key> {
+        let fits = |_: &Object, selector: &Option<LabelSelector>| {
+            selector.as_ref().is_some_and(|s| s.matches(&meta.labels))
+        };
+        let names = self.names(table, &meta.namespace, fits);
+        names
+            .iter()
+            .map(|name| Key::new(&meta.namespace, name))
+            .collect()
     }
 }

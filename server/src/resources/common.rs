@@ -98,6 +98,11 @@ pub fn update_with_status(new: &mut Value, old: &Value, sub: Option<&str>, watch
         return;
     }
     keep(new, old, "status");
+    raise_generation(new, old, watched);
+}
+
+/// The generation of `old`, one more when a field of `watched` changed.
+pub fn raise_generation(new: &mut Value, old: &Value, watched: &[&str]) {
     let changed = watched
         .iter()
         .any(|field| new.get(*field) != old.get(*field));

@@ -20,8 +20,8 @@ use super::pod_control::{PodControl, generate_name, is_namespace_going, pod_from
 use super::pods::{self, Pod};
 use super::revisions::{HASH, History, Revision};
 use super::{
-    Controller, Key, Outcome, Reconciling, Result, Source, Tools, controller_key, itself,
-    selector_of, typed,
+    Controller, Key, Outcome, Reconciling, Result, Source, Tools, controller_key, selector_of,
+    typed,
 };
 use crate::cache::{Event, EventType, Meta, Object};
 use crate::events::Reference;
@@ -48,14 +48,9 @@ impl Controller for DaemonSets {
     }
 
     fn sources(&self) -> Vec<Source> {
-        let (gone, selectors) = (self.selectors.clone(), self.selectors.clone());
+        let selectors = self.selectors.clone();
         vec![
-            Source::new(RESOURCE, move |tools, event| {
-                if event.kind == EventType::Deleted {
-                    gone.forget(&event.object);
-                }
-                itself(tools, event)
-            }),
+            self.selectors.clone().own(RESOURCE),
             Source::new("pods", move |tools, event| {
                 sets_of_pod(tools, event, &selectors)
             }),
@@ -75,11 +70,7 @@ fn sets_of_pod(tools: &Tools, event: &Event, selectors: &Memo<Option<LabelSelect
     let before = event.prev.as_ref().and_then(|prev| owner(&prev.meta));
     let mut keys: Vec<Key> = before.into_iter().chain(owner(meta)).collect();
     if meta.controller().is_none() && event.kind != EventType::Deleted {
-        let fits = |_: &Object, selector: &Option<LabelSelector>| {
-            selector.as_ref().is_some_and(|s| s.matches(&meta.labels))
-        };
-        let names = selectors.names(&tools.table(RESOURCE), &meta.namespace, fits);
-        keys.extend(names.iter().map(|name| Key::new(&meta.namespace, name)));
+        keys.extend(selectors.selecting(&tools.table(RESOURCE), meta));
     }
     if keys.is_empty() || !pods::counts(event) {
         return Vec::new();

@@ -20,8 +20,8 @@ use super::memo::Memo;
 use super::pod_control::is_namespace_going;
 use super::pods::Pod;
 use super::{
-    Controller, Key, Outcome, Reconciling, Result, Source, Tools, controller_key, itself,
-    selector_of, typed,
+    Controller, Key, Outcome, Reconciling, Result, Source, Tools, controller_key, selector_of,
+    typed,
 };
 use crate::cache::{Event, EventType, Object};
 use crate::events::{Kind, Reference};
@@ -50,14 +50,9 @@ impl Controller for Deployments {
     }
 
     fn sources(&self) -> Vec<Source> {
-        let (gone, selectors) = (self.selectors.clone(), self.selectors.clone());
+        let selectors = self.selectors.clone();
         vec![
-            Source::new(RESOURCE, move |tools, event| {
-                if event.kind == EventType::Deleted {
-                    gone.forget(&event.object);
-                }
-                itself(tools, event)
-            }),
+            self.selectors.clone().own(RESOURCE),
             Source::new(SETS, move |tools, event| {
                 owners_of_set(tools, event, &selectors)
             }),
@@ -86,11 +81,7 @@ fn owners_of_set(
             .and_then(|prev| controller_key(&prev.meta, "apps", "Deployment")),
     );
     if meta.controller().is_none() && event.kind != EventType::Deleted {
-        let fits = |_: &Object, selector: &Option<LabelSelector>| {
-            selector.as_ref().is_some_and(|s| s.matches(&meta.labels))
-        };
-        let names = selectors.names(&tools.table(RESOURCE), &meta.namespace, fits);
-        keys.extend(names.iter().map(|name| Key::new(&meta.namespace, name)));
+        keys.extend(selectors.selecting(&tools.table(RESOURCE), meta));
     }
     keys.into_iter().collect()
 }

@@ -22,8 +22,8 @@ use super::memo::Memo;
 use super::pod_control::{PodControl, generate_name, is_namespace_going, pod_from, slow_start};
 use super::pods::{self, Pod};
 use super::{
-    Controller, Key, Outcome, Reconciling, Result, Source, Tools, controller_key, itself,
-    selector_of, typed,
+    Controller, Key, Outcome, Reconciling, Result, Source, Tools, controller_key, selector_of,
+    typed,
 };
 use crate::cache::{Event, EventType, Object};
 use crate::events::Reference;
@@ -118,14 +118,9 @@ impl Controller for ReplicaSets {
     }
 
     fn sources(&self) -> Vec<Source> {
-        let (sort, gone, selectors) = (self.sort, self.selectors.clone(), self.selectors.clone());
+        let (sort, selectors) = (self.sort, self.selectors.clone());
         vec![
-            Source::new(sort.resource, move |tools, event| {
-                if event.kind == EventType::Deleted {
-                    gone.forget(&event.object);
-                }
-                itself(tools, event)
-            }),
+            self.selectors.clone().own(sort.resource),
             Source::new("pods", move |tools, event| {
                 owners_of_pod(sort, tools, event, &selectors)
             }),
@@ -154,11 +149,7 @@ fn owners_of_pod(
             prev.labels != event.object.meta.labels || prev.controller().is_some()
         });
         if prev.is_none_or(news) {
-            let fits = |_: &Object, selector: &Option<LabelSelector>| {
-                selector.as_ref().is_some_and(|s| s.matches(&meta.labels))
-            };
-            let names = selectors.names(&tools.table(sort.resource), &meta.namespace, fits);
-            keys.extend(names.iter().map(|name| Key::new(&meta.namespace, name)));
+            keys.extend(selectors.selecting(&tools.table(sort.resource), meta));
         }
     }
     if keys.is_empty() || !pods::counts(event) {

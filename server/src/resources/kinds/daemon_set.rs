@@ -7,13 +7,13 @@ use k8s_openapi::api::apps::v1;
 use serde_json::{Value, json};
 
 use super::Kind;
-use super::pod::pod_template;
 use super::workload::{
-    SPEC, count_or_percent, immutable_selector, int_or_percent, selector_and_template,
+    SPEC, count_or_percent, default_template, immutable_selector, int_or_percent,
+    selector_and_template, template_warnings,
 };
 use crate::resources::common::{create_with_status, fill, fill_text, spec_mut, update_with_status};
 use crate::resources::table::{age_cell, containers_and_images, labels, name, selector};
-use crate::resources::validate::{Errors, non_negative, one_of, pod};
+use crate::resources::validate::{Errors, non_negative, one_of};
 use crate::resources::{Column, Descriptor, Strategy, StrategyContext};
 
 pub fn descriptor() -> Descriptor {
@@ -56,10 +56,7 @@ impl Strategy for DaemonSet {
                 }
             }
         }
-        let template = spec.entry("template").or_insert_with(|| json!({}));
-        if let Some(template) = template.as_object_mut() {
-            pod_template(template);
-        }
+        default_template(spec);
     }
 
     fn prepare_for_create(&self, _: &StrategyContext, obj: &mut Value) -> Result<(), Status> {
@@ -105,10 +102,7 @@ impl Strategy for DaemonSet {
     }
 
     fn warnings(&self, obj: &Value) -> Vec<String> {
-        pod::warnings(
-            &obj["spec"]["template"]["spec"],
-            &FieldPath::new("spec.template.spec"),
-        )
+        template_warnings(obj)
     }
 
     fn row(&self, obj: &Value, now: Timestamp) -> Vec<Value> {

@@ -9,8 +9,7 @@ use serde_json::{Value, json};
 
 use super::Kind;
 use crate::resources::common::{
-    create_with_status, fill_text, set_generation, set_generation_like, spec_mut,
-    update_with_status,
+    create_with_status, fill_text, raise_generation, set_generation, spec_mut, update_with_status,
 };
 use crate::resources::table::{NONE, age_cell, name, or_none};
 use crate::resources::validate::{Errors, immutable, one_of, problems};
@@ -322,8 +321,7 @@ impl Strategy for IngressClass {
         old: &Value,
         _: Option<&str>,
     ) -> Result<(), Status> {
-        let changed = new.get("spec") != old.get("spec");
-        set_generation_like(new, old, i64::from(changed));
+        raise_generation(new, old, &["spec"]);
         Ok(())
     }
 

@@ -4,11 +4,11 @@ use amphipod_api::meta::{at, map_at};
 use amphipod_api::{FieldError, FieldPath, Status};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::Kind;
-use super::pod::pod_template;
-use crate::resources::common::{set_generation, set_generation_like};
+use super::workload::default_template;
+use crate::resources::common::{raise_generation, set_generation};
 use crate::resources::table::{age_cell, containers_and_images, labels, name};
 use crate::resources::validate::pod;
 use crate::resources::{Column, Descriptor, Strategy, StrategyContext};
@@ -33,10 +33,7 @@ impl Strategy for PodTemplate {
         let Some(obj) = obj.as_object_mut() else {
             return;
         };
-        let template = obj.entry("template").or_insert_with(|| json!({}));
-        if let Some(template) = template.as_object_mut() {
-            pod_template(template);
-        }
+        default_template(obj);
     }
 
     fn prepare_for_create(&self, _: &StrategyContext, obj: &mut Value) -> Result<(), Status> {
@@ -51,8 +48,7 @@ impl Strategy for PodTemplate {
         old: &Value,
         _: Option<&str>,
     ) -> Result<(), Status> {
-        let changed = new.get("template") != old.get("template");
-        set_generation_like(new, old, i64::from(changed));
+        raise_generation(new, old, &["template"]);
         Ok(())
     }
 

@@ -8,9 +8,7 @@ use k8s_openapi::api::{networking, scheduling};
 use serde_json::{Map, Value, json};
 
 use super::Kind;
-use crate::resources::common::{
-    fill_text, items_mut, set_generation, set_generation_like, spec_mut,
-};
+use crate::resources::common::{fill_text, items_mut, raise_generation, set_generation, spec_mut};
 use crate::resources::table::{age_cell, name, selector};
 use crate::resources::validate::{
     Errors, immutable, label_selector, one_of, pod::port_number_or_name, problems,
@@ -104,8 +102,7 @@ impl Strategy for NetworkPolicy {
         old: &Value,
         _: Option<&str>,
     ) -> Result<(), Status> {
-        let changed = new.get("spec") != old.get("spec");
-        set_generation_like(new, old, i64::from(changed));
+        raise_generation(new, old, &["spec"]);
         Ok(())
     }
 

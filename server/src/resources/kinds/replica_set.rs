@@ -9,10 +9,12 @@ use serde_json::{Value, json};
 
 use super::Kind;
 use super::pod::pod_template;
-use super::workload::{self, SPEC, immutable_selector, replica_counts, selector_and_template};
+use super::workload::{
+    self, SPEC, immutable_selector, replica_counts, selector_and_template, template_warnings,
+};
 use crate::resources::common::{create_with_status, fill, spec_mut, update_with_status};
 use crate::resources::table::{age_cell, containers_and_images, labels, name, selector};
-use crate::resources::validate::{non_negative, pod};
+use crate::resources::validate::non_negative;
 use crate::resources::{Column, Descriptor, SelectableField, Strategy, StrategyContext};
 
 pub fn replica_set() -> Descriptor {
@@ -139,10 +141,7 @@ impl Strategy for Replicas {
     }
 
     fn warnings(&self, obj: &Value) -> Vec<String> {
-        pod::warnings(
-            &obj["spec"]["template"]["spec"],
-            &SPEC.child("template").child("spec"),
-        )
+        template_warnings(obj)
     }
 
     fn row(&self, obj: &Value, now: Timestamp) -> Vec<Value> {

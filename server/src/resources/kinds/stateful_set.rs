@@ -7,11 +7,12 @@ use k8s_openapi::api::apps::v1;
 use serde_json::{Value, json};
 
 use super::Kind;
-use super::pod::pod_template;
-use super::workload::{SPEC, replica_counts, selector_and_template};
+use super::workload::{
+    SPEC, default_template, replica_counts, selector_and_template, template_warnings,
+};
 use crate::resources::common::{create_with_status, fill, fill_text, spec_mut, update_with_status};
 use crate::resources::table::{age_cell, containers_and_images, name};
-use crate::resources::validate::{non_negative, one_of, pod};
+use crate::resources::validate::{non_negative, one_of};
 use crate::resources::{Column, Descriptor, Strategy, StrategyContext};
 
 pub fn descriptor() -> Descriptor {
@@ -67,10 +68,7 @@ impl Strategy for StatefulSet {
             fill_text(retention, "whenDeleted", "Retain");
             fill_text(retention, "whenScaled", "Retain");
         }
-        let template = spec.entry("template").or_insert_with(|| json!({}));
-        if let Some(template) = template.as_object_mut() {
-            pod_template(template);
-        }
+        default_template(spec);
     }
 
     fn prepare_for_create(&self, _: &StrategyContext, obj: &mut Value) -> Result<(), Status> {
@@ -165,10 +163,7 @@ impl Strategy for StatefulSet {
     }
 
     fn warnings(&self, obj: &Value) -> Vec<String> {
-        pod::warnings(
-            &obj["spec"]["template"]["spec"],
-            &FieldPath::new("spec.template.spec"),
-        )
+        template_warnings(obj)
     }
 
     fn row(&self, obj: &Value, now: Timestamp) -> Vec<Value> {

@@ -4,7 +4,7 @@ use amphipod_api::meta::{array_at, at, controller_of, i64_at, map_at, str_at};
 use amphipod_api::{FieldError, FieldPath, LabelSelector, Status};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::Kind;
 use super::pod::pod_template;
@@ -48,6 +48,22 @@ pub fn controller_revision() -> Descriptor {
         ])
         .strategy(ControllerRevision)
         .build()
+}
+
+/// Defaults of the field `template`, which is made if it is not there.
+pub(super) fn default_template(holder: &mut Map<String, Value>) {
+    let template = holder.entry("template").or_insert_with(|| json!({}));
+    if let Some(template) = template.as_object_mut() {
+        pod_template(template);
+    }
+}
+
+/// What is told of the pods that `spec.template` makes.
+pub(super) fn template_warnings(obj: &Value) -> Vec<String> {
+    pod::warnings(
+        &obj["spec"]["template"]["spec"],
+        &FieldPath::new("spec.template.spec"),
+    )
 }
 
 /// The template, its labels against the selector, and the selector itself.
@@ -127,10 +143,7 @@ impl Strategy for Deployment {
                 }
             }
         }
-        let template = spec.entry("template").or_insert_with(|| json!({}));
-        if let Some(template) = template.as_object_mut() {
-            pod_template(template);
-        }
+        default_template(spec);
     }
 
     fn prepare_for_create(&self, _: &StrategyContext, obj: &mut Value) -> Result<(), Status> {
@@ -200,10 +213,7 @@ impl Strategy for Deployment {
     }
 
     fn warnings(&self, obj: &Value) -> Vec<String> {
-        pod::warnings(
-            &obj["spec"]["template"]["spec"],
-            &FieldPath::new("spec.template.spec"),
-        )
+        template_warnings(obj)
     }
 
     fn row(&self, obj: &Value, now: Timestamp) -> Vec<Value> {

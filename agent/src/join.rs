@@ -376,6 +376,15 @@ pub(crate) const SLOWLY: Backoff = Backoff {
     max: Duration::from_secs(3600),
 };
 
+/// What the server thinks of this node's certificate, as far as we heard.
+#[derive(Clone, Copy, PartialEq)]
+enum Standing {
+    Unknown,
+    Good,
+    /// It was good, and then the server refused it.
+    Doubted,
+}
+
 /// Keeps this node's certificate valid; `renewed` hears of each new one. Never ends.
 ///
 /// The node renews by its certificate, also when that is over by our clock or by the server's: the server takes it for this one
@@ -389,17 +398,16 @@ pub(crate) async fn keep_valid(
 ) {
     let files = &config.credentials;
     let token: Option<JoinToken> = config.join_token.as_deref().and_then(|t| t.parse().ok());
-    let (mut accepted, mut was_accepted) = (false, false);
+    let mut standing = Standing::Unknown;
     let mut failures = 0;
     loop {
-        was_accepted |= accepted;
         let left = std::fs::read_to_string(&files.cert)
             .ok()
             .and_then(|pem| CertInfo::from_pem(&pem).ok())
             .map(|info| info.not_after.duration_since(Timestamp::now()))
             .unwrap_or_default();
         let over = left <= SignedDuration::ZERO;
-        let refused = !accepted && !over && {
+        let refused = standing != Standing::Good && !over && {
             let node = Target::core("nodes").name(&config.node_name);
             match client.get(&node).await {
                 Err(error) if error.is_unreachable() => {
@@ -409,7 +417,7 @@ pub(crate) async fn keep_valid(
                 }
                 Err(error) if is_refusal(&error) => true,
                 _ => {
-                    accepted = true;
+                    standing = Standing::Good;
                     false
                 }
             }
@@ -423,15 +431,18 @@ pub(crate) async fn keep_valid(
                 () = tokio::time::sleep(wait.min(LOOK)) => {}
                 Ok(()) = clock.changed() => {}
                 () = client.refused() => {
-                    was_accepted |= accepted;
-                    accepted = false;
+                    if standing == Standing::Good {
+                        standing = Standing::Doubted;
+                    }
                 }
             }
             continue;
         }
         let certified = match (certify(&client, &config.node_name, files).await, &token) {
             (Err(error), Some(token))
-                if over || (!was_accepted && error.downcast_ref().is_some_and(is_refusal)) =>
+                if over
+                    || (standing == Standing::Unknown
+                        && error.downcast_ref().is_some_and(is_refusal)) =>
             {
                 tracing::info!("the certificate of this box is no longer good; joining again");
                 certify_by_token(token, &config).await
@@ -441,7 +452,7 @@ pub(crate) async fn keep_valid(
         match certified.and_then(|()| take_up(&client, files)) {
             Ok(()) => {
                 failures = 0;
-                accepted = true;
+                standing = Standing::Good;
                 renewed.send_replace(());
                 tracing::info!("this node has a new certificate");
             }

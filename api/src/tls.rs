@@ -144,6 +144,18 @@ fn within(error: &Error, certificate: &CertificateDer<'_>) -> Option<UnixTime> {
     )))
 }
 
+/// What `verify` says now, or, when the certificate's time is all that is wrong, what it says of a moment within that time.
+fn at_any_time<T>(
+    certificate: &CertificateDer<'_>,
+    now: UnixTime,
+    verify: impl Fn(UnixTime) -> Result<T, Error>,
+) -> Result<T, Error> {
+    verify(now).or_else(|error| match within(&error, certificate) {
+        Some(at) => verify(at),
+        None => Err(error),
+    })
+}
+
 impl<V: ServerCertVerifier + ?Sized> ServerCertVerifier for AnyTime<V> {
     fn verify_server_cert(
         &self,
@@ -153,13 +165,9 @@ impl<V: ServerCertVerifier + ?Sized> ServerCertVerifier for AnyTime<V> {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let verify = |at| {
+        at_any_time(end_entity, now, |at| {
             self.0
                 .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, at)
-        };
-        verify(now).or_else(|error| match within(&error, end_entity) {
-            Some(at) => verify(at),
-            None => Err(error),
         })
     }
 
@@ -205,10 +213,8 @@ impl<V: ClientCertVerifier + ?Sized> ClientCertVerifier for AnyTime<V> {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verify = |at| self.0.verify_client_cert(end_entity, intermediates, at);
-        verify(now).or_else(|error| match within(&error, end_entity) {
-            Some(at) => verify(at),
-            None => Err(error),
+        at_any_time(end_entity, now, |at| {
+            self.0.verify_client_cert(end_entity, intermediates, at)
         })
     }
 

@@ -119,37 +119,42 @@ impl Store {
         self.ballast.drop_if_tight();
     }
 
-    async fn run<T: Send + 'static>(
+    /// Asks the thread, at once: what is asked first is done first, however the answers are awaited.
+    fn run<T, J>(
         &self,
         durability: Durability,
         what: &'static str,
-        job: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
-    ) -> Result<T> {
+        job: J,
+    ) -> impl Future<Output = Result<T>> + Send + use<T, J>
+    where
+        T: Send + 'static,
+        J: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
         let (done, committed) = oneshot::channel();
         let (put, got) = oneshot::channel();
         let job: Job = Box::new(move |c| {
             let _ = put.send(job(c));
         });
-        self.requests
-            .send(Request {
-                durability,
-                job,
-                done,
-            })
-            .ok()
-            .context("the agent's database is closed")?;
-        let value = got
-            .await
-            .ok()
-            .context("the agent's database is closed")?
-            .context(what)?;
-        committed
-            .await
-            .ok()
-            .context("the agent's database is closed")?
-            .map_err(anyhow::Error::msg)
-            .context(what)?;
-        Ok(value)
+        // Where this fails, so does the waiting for an answer.
+        let _ = self.requests.send(Request {
+            durability,
+            job,
+            done,
+        });
+        async move {
+            let value = got
+                .await
+                .ok()
+                .context("the agent's database is closed")?
+                .context(what)?;
+            committed
+                .await
+                .ok()
+                .context("the agent's database is closed")?
+                .map_err(anyhow::Error::msg)
+                .context(what)?;
+            Ok(value)
+        }
     }
 
     pub async fn pods(&self) -> Result<Vec<StoredPod>> {
@@ -176,14 +181,17 @@ impl Store {
         .await
     }
 
-    /// Stores what is known of a pod; does nothing if the pod was removed.
-    pub async fn put_record(&self, uid: String, record: String) -> Result<()> {
+    /// Stores what is known of a pod, in the order of the calls; does nothing if the pod was removed.
+    pub fn put_record(
+        &self,
+        uid: String,
+        record: String,
+    ) -> impl Future<Output = Result<()>> + Send + use<> {
         self.run(Durability::Lazy, "storing a pod's state", move |c| {
             c.prepare_cached("UPDATE pods SET record = ?2 WHERE uid = ?1")?
                 .execute(params![uid, record])
                 .map(drop)
         })
-        .await
     }
 
     pub async fn remove_pod(&self, uid: String) -> Result<()> {
@@ -520,6 +528,21 @@ mod tests {
         );
         let left = [(7, "1".to_owned()), (9, "3".to_owned())];
         assert_eq!(s.events().await.unwrap(), left);
+        std::fs::remove_dir_all(&d).unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_newest_record_of_a_pod_is_the_one_that_stays() {
+        let d = dir("records");
+        let s = Store::open(&d).unwrap();
+        s.put_pod("u".into(), "{}".into()).await.unwrap();
+        let (first, last) = (
+            s.put_record("u".into(), "first".into()),
+            s.put_record("u".into(), "last".into()),
+        );
+        last.await.unwrap();
+        first.await.unwrap();
+        assert_eq!(s.pods().await.unwrap()[0].record.as_deref(), Some("last"));
         std::fs::remove_dir_all(&d).unwrap();
     }
 

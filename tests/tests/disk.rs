@@ -293,7 +293,7 @@ fn on_a_full_disk_pods_reads_and_deletions_go_on_and_writes_come_back_with_the_s
         edge_box.wait_until_ready();
         assert_eq!(written(&kubectl), kept);
         pods_go_on(&kubectl);
-        // Not what probes find: docs/STATUS.md says why.
+        probes_go_on(&kubectl);
         assert_eq!(ids(&kubectl), before);
         let (made, refusal) = create_until_refused(&kubectl, 10_000 * (round + 1) + 5000);
         assert!(refusal.contains("is full"), "{refusal}");
@@ -372,7 +372,7 @@ spec:
     agent.kill_program();
     agent.start_agent(&[]);
     pods_go_on(&kubectl);
-    // Not what probes find: docs/STATUS.md says why.
+    probes_go_on(&kubectl);
     assert_eq!(ids(&kubectl), before);
     kubectl
         .run(&["delete", "pod", "probed", "--timeout=30s"])

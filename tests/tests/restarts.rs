@@ -105,6 +105,42 @@ spec:
 }
 
 #[test]
+fn a_pod_that_became_unready_while_the_program_was_away_is_told_so_afterwards() {
+    let lan = Lan::new();
+    let mut edge_box = EdgeBox::new(&lan);
+    let _registry = Registry::start(&edge_box);
+    edge_box.start(&[]);
+    edge_box.wait_until_ready();
+    let flag = edge_box.disk().join("lib/flag");
+    std::fs::create_dir_all(&flag).unwrap();
+    std::fs::write(flag.join("ready"), "").unwrap();
+    let kubectl = edge_box.kubectl();
+    kubectl.apply(&format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{name: it}}
+spec:
+  terminationGracePeriodSeconds: 0
+  volumes: [{{name: flag, hostPath: {{path: /var/lib/amphipod/flag}}}}]
+  containers:
+  - name: main
+    image: {BUSYBOX}
+    command: [sleep, '3600']
+    readinessProbe: {{periodSeconds: 1, failureThreshold: 1, exec: {{command: [test, -e, /flag/ready]}}}}
+    volumeMounts: [{{name: flag, mountPath: /flag}}]
+"
+    ));
+    kubectl.wait_for("pod/it", "condition=Ready", 30);
+    edge_box.kill_program();
+    std::fs::remove_file(flag.join("ready")).unwrap();
+    edge_box.start(&[]);
+    edge_box.wait_until_ready();
+    kubectl.wait_for("pod/it", "condition=Ready=false", 20);
+    std::fs::write(flag.join("ready"), "").unwrap();
+    kubectl.wait_for("pod/it", "condition=Ready", 20);
+}
+
+#[test]
 fn a_box_that_lost_its_power_brings_its_pods_back() {
     let lan = Lan::new();
     let mut edge_box = EdgeBox::new(&lan);

@@ -185,6 +185,9 @@ pub async fn ask_network(check: &Check, ip: IpAddr, timeout: Duration) -> Outcom
 }
 
 /// Counts results in a row. A verdict changes only when its threshold is reached.
+///
+/// The first verdict on readiness is always told: what the pod's actor holds of a container that ran before the agent's start comes
+/// from the record, and may have been true then only.
 #[derive(Debug, Clone)]
 pub struct Tracker {
     success_threshold: u32,
@@ -197,9 +200,8 @@ pub struct Tracker {
 impl Tracker {
     pub fn new(spec: &ProbeSpec) -> Self {
         let verdict = match spec.kind {
-            ProbeKind::Startup => None,
+            ProbeKind::Startup | ProbeKind::Readiness => None,
             ProbeKind::Liveness => Some(true),
-            ProbeKind::Readiness => Some(false),
         };
         Self {
             success_threshold: spec.success_threshold,
@@ -271,7 +273,7 @@ mod tests {
             ProbeKind::Readiness,
             json!({"tcpSocket": {"port": 1}, "failureThreshold": 2, "successThreshold": 2}),
         ));
-        assert_eq!(t.add(false), None, "not ready is where it begins");
+        assert_eq!([t.add(false), t.add(false)], [None, Some(false)]);
         assert_eq!([t.add(true), t.add(true)], [None, Some(true)]);
         assert_eq!(
             [t.add(false), t.add(true), t.add(false), t.add(false)],

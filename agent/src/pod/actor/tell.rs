@@ -35,10 +35,10 @@ impl Actor {
         self.status = status.clone();
         self.told = Some(status.clone());
         let record = Record::of(&self.plan, &self.seen, &status);
-        let (store, uid) = (self.deps.store.clone(), self.uid.clone());
         if let Ok(body) = serde_json::to_string(&record) {
+            let stored = self.deps.store.put_record(self.uid.clone(), body);
             tokio::spawn(async move {
-                if let Err(error) = store.put_record(uid, body).await {
+                if let Err(error) = stored.await {
                     tracing::warn!(
                         error = format!("{error:#}"),
                         "a pod's state is kept in memory only; free or repair the disk"

@@ -427,6 +427,29 @@ async fn backups_are_made_by_themselves_and_only_when_something_changed() {
 }
 
 #[tokio::test]
+async fn a_backup_that_failed_is_made_when_it_can_be() {
+    let dir = TempDir::new().unwrap();
+    let backup = dir.path().join("backups/backup.db");
+    let options = Options {
+        backup: Some(backup.clone()),
+        backup_every: Duration::ZERO,
+        ..Options::default()
+    };
+    let store = open(dir.path(), options);
+    store.commit(put("a", Expect::Absent, "1")).await.unwrap();
+    store.compact(0).await.unwrap();
+    assert!(!backup.exists());
+    std::fs::create_dir(dir.path().join("backups")).unwrap();
+    // Nothing new but a heartbeat.
+    store
+        .commit(lazily(put("lease", Expect::Absent, "1")))
+        .await
+        .unwrap();
+    store.compact(0).await.unwrap();
+    assert!(backup.exists());
+}
+
+#[tokio::test]
 async fn a_second_server_on_the_same_file_is_refused() {
     let dir = TempDir::new().unwrap();
     let _store = open(dir.path(), Options::default());

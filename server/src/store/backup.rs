@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use tracing::warn;
+use tracing::{error, info};
 
 use super::StoreError;
 use super::log::Log;
@@ -12,12 +12,26 @@ use super::log::Log;
 /// A server that has just started is busy: a backup can wait so long.
 const EARLIEST: Duration = Duration::from_secs(600);
 
+/// How long after a failed attempt the next one is made, twice as long after each further one, up to the second. An attempt on a
+/// full disk writes until nothing more fits, which wears flash.
+const RETRY: Duration = Duration::from_secs(60);
+const RETRY_MOST: Duration = Duration::from_secs(3600);
+
 /// When the next backup is made. Nothing wakes up for it: it comes with the first change after it is due.
 pub(super) struct Backups {
     path: Option<PathBuf>,
     every: Duration,
     due: Instant,
     changed: bool,
+    /// Failed attempts since the last that went well.
+    failures: u32,
+}
+
+/// What the operator has to hear.
+#[derive(Debug, PartialEq)]
+enum News {
+    Fails,
+    WorksAgain,
 }
 
 impl Backups {
@@ -35,6 +49,7 @@ impl Backups {
             every,
             due: Instant::now() + wait,
             changed: false,
+            failures: 0,
         }
     }
 
@@ -47,14 +62,33 @@ impl Backups {
         if !self.changed || Instant::now() < self.due {
             return;
         }
-        let Some(path) = &self.path else { return };
-        match make(log, path) {
-            Ok(()) => self.changed = false,
-            Err(error) => {
-                warn!(%error, backup = %path.display(), "the backup of the state was not made")
+        let Some(path) = self.path.clone() else {
+            return;
+        };
+        let made = make(log, &path);
+        let news = self.note_attempt(made.is_ok(), Instant::now());
+        let backup = path.display();
+        match (news, made) {
+            (Some(News::Fails), Err(error)) => {
+                error!(%error, %backup, "the state has no backup of today; it is tried again and again. Free or repair the disk: if the state were damaged now, what came after the last backup would be lost")
             }
+            (Some(News::WorksAgain), _) => info!(%backup, "the state has a backup again"),
+            _ => {}
         }
-        self.due = Instant::now() + self.every;
+    }
+
+    fn note_attempt(&mut self, made: bool, now: Instant) -> Option<News> {
+        let failed_before = self.failures > 0;
+        if made {
+            self.changed = false;
+            self.failures = 0;
+            self.due = now + self.every;
+            return failed_before.then_some(News::WorksAgain);
+        }
+        let wait = RETRY.saturating_mul(1u32.checked_shl(self.failures).unwrap_or(u32::MAX));
+        self.failures += 1;
+        self.due = now + wait.min(RETRY_MOST).min(self.every);
+        (!failed_before).then_some(News::Fails)
     }
 }
 
@@ -77,4 +111,34 @@ pub(super) fn make(log: &Log, path: &Path) -> Result<(), StoreError> {
         let _ = std::fs::remove_file(&fresh);
     }
     made
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_backup_is_tried_again_soon_then_more_rarely_and_told_once() {
+        let day = Duration::from_secs(24 * 3600);
+        let mut backups = Backups::new(None, day);
+        let mut now = Instant::now();
+        let mut attempt = |made: bool| {
+            let news = backups.note_attempt(made, now);
+            let wait = backups.due - now;
+            now += wait;
+            (wait.as_secs() / 60, news)
+        };
+        assert_eq!(attempt(true), (24 * 60, None));
+        assert_eq!(attempt(false), (1, Some(News::Fails)));
+        let waits = [(); 8].map(|()| attempt(false));
+        assert_eq!(
+            waits,
+            [2, 4, 8, 16, 32, 60, 60, 60].map(|minutes| (minutes, None))
+        );
+        assert_eq!(attempt(true), (24 * 60, Some(News::WorksAgain)));
+        assert_eq!(attempt(false), (1, Some(News::Fails)), "it begins anew");
+        for _ in 0..100 {
+            assert!(attempt(false).0 <= 60);
+        }
+    }
 }

@@ -142,6 +142,23 @@ impl Kubectl {
         Ran::of(&mut self.command(args), stdin.as_bytes())
     }
 
+    /// `kubectl exec POD -- ARGS`, over SPDY: on a busy machine kubectl 1.32 loses what comes first over a WebSocket, without an
+    /// error, because it reads before it has made its streams (kubernetes/kubernetes#131203).
+    #[track_caller]
+    pub fn exec(&self, pod: &str, args: &[&str]) -> Ran {
+        let args: Vec<&str> = ["exec", pod, "--"].iter().chain(args).copied().collect();
+        Ran::of(&mut self.over_spdy(&args), b"")
+    }
+
+    /// kubectl as it was before it spoke WebSocket, and as many client libraries still are.
+    pub fn over_spdy(&self, args: &[&str]) -> Command {
+        let mut command = self.command(args);
+        command
+            .env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false")
+            .env("KUBECTL_PORT_FORWARD_WEBSOCKETS", "false");
+        command
+    }
+
     /// `kubectl apply -f -` of one or more YAML documents, which must succeed.
     #[track_caller]
     pub fn apply(&self, yaml: &str) -> String {
@@ -158,6 +175,19 @@ impl Kubectl {
             .copied()
             .collect();
         serde_json::from_str(&self.run(&args).ok()).expect("kubectl prints JSON")
+    }
+
+    /// Waits until the API takes what it refused, and creates a ConfigMap of this name then.
+    #[track_caller]
+    pub fn wait_for_writes(&self, name: &str) {
+        eventually(
+            "writes to be taken",
+            Duration::from_secs(30),
+            || match self.run(&["create", "configmap", name]) {
+                ran if ran.code == 0 => Ok(()),
+                ran => Err(ran.stderr),
+            },
+        );
     }
 
     /// Waits for a condition with `kubectl wait`, and tells on failure what the objects look like.

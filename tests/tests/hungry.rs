@@ -52,16 +52,8 @@ impl Host {
     /// The neighbour runs as before and is reached, and the API works.
     #[track_caller]
     fn others_are_well(&self) {
-        eventually("the neighbour to be reached", SOON, || {
-            let ran = self
-                .kubectl
-                .run(&["exec", "neighbour", "--", "echo", "reached"]);
-            if ran.stdout == "reached\n" {
-                Ok(())
-            } else {
-                Err(format!("{ran:?}"))
-            }
-        });
+        let ran = self.kubectl.exec("neighbour", &["echo", "reached"]);
+        assert_eq!(ran.stdout, "reached\n", "{ran:?}");
         let now = status(&self.kubectl, "neighbour");
         assert_eq!(now["containerID"].to_string(), self.neighbour, "{now}");
         assert_eq!(now["restartCount"], 0, "{now}");
@@ -191,14 +183,7 @@ fn a_container_that_fills_the_disk_without_a_limit_is_evicted_and_the_disk_recov
         "The node was low on resource: ephemeral-storage. ",
     );
     // One that asked for nothing and uses nothing was not the one to go.
-    eventually("writes to be taken again", SOON, || {
-        let ran = host.kubectl.run(&["create", "configmap", "afterwards"]);
-        if ran.code == 0 {
-            Ok(())
-        } else {
-            Err(ran.stderr)
-        }
-    });
+    host.kubectl.wait_for_writes("afterwards");
     host.others_are_well();
 }
 
@@ -234,14 +219,7 @@ fn what_fills_the_disk_can_be_deleted_while_it_takes_every_block() {
     host.kubectl
         .run(&["delete", "pod", "hungry", "--timeout=60s"])
         .ok();
-    eventually("writes to be taken again", SOON, || {
-        let ran = host.kubectl.run(&["create", "configmap", "afterwards"]);
-        if ran.code == 0 {
-            Ok(())
-        } else {
-            Err(ran.stderr)
-        }
-    });
+    host.kubectl.wait_for_writes("afterwards");
     host.others_are_well();
 }
 

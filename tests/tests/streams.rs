@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use amphipod_tests::pod::{SLEEP, pod, ready};
-use amphipod_tests::{Kubectl, Ran, eventually, namespace, shared};
+use amphipod_tests::{Ran, eventually, namespace, shared};
 use serde_json::json;
 
 #[test]
@@ -214,15 +214,6 @@ fn forwards(command: &mut std::process::Command) {
     forward.wait().unwrap();
 }
 
-/// kubectl as it was before it spoke WebSocket, and as many client libraries still are.
-fn old(kubectl: &Kubectl, args: &[&str]) -> std::process::Command {
-    let mut command = kubectl.command(args);
-    command
-        .env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false")
-        .env("KUBECTL_PORT_FORWARD_WEBSOCKETS", "false");
-    command
-}
-
 #[test]
 fn older_clients_exec_attach_and_forward_over_spdy() {
     let kubectl = namespace("spdy");
@@ -233,13 +224,13 @@ fn older_clients_exec_attach_and_forward_over_spdy() {
     );
     let big = "y".repeat(300_000);
     let cat = Ran::of(
-        &mut old(&kubectl, &["exec", "-i", "it", "--", "cat"]),
+        &mut kubectl.over_spdy(&["exec", "-i", "it", "--", "cat"]),
         big.as_bytes(),
     );
     assert_eq!(cat.ok(), big);
     assert_eq!(
         Ran::of(
-            &mut old(&kubectl, &["exec", "it", "--", "sh", "-c", "exit 42"]),
+            &mut kubectl.over_spdy(&["exec", "it", "--", "sh", "-c", "exit 42"]),
             b""
         )
         .code,
@@ -256,11 +247,11 @@ fn older_clients_exec_attach_and_forward_over_spdy() {
         ),
     );
     let ran = Ran::of(
-        &mut old(&kubectl, &["attach", "-i", "reader"]),
+        &mut kubectl.over_spdy(&["attach", "-i", "reader"]),
         b"one\nend\n",
     );
     assert!(ran.stdout.contains("got one\ngot end\n"), "{ran:?}");
-    forwards(&mut old(&kubectl, &["port-forward", "pod/it", ":8080"]));
+    forwards(&mut kubectl.over_spdy(&["port-forward", "pod/it", ":8080"]));
 }
 
 #[test]

@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod failing;
+mod full;
+
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
 use std::sync::mpsc;
@@ -184,13 +187,11 @@ fn ids(kubectl: &Kubectl) -> Vec<String> {
         .to_vec()
 }
 
-/// The pods of [`start_pods`] are looked after: they run, are reached, restarted and probed, and the API shows it.
+/// The pod that counts is reached, and counts.
 #[track_caller]
-fn pods_go_on(kubectl: &Kubectl) {
+fn counter_goes_on(kubectl: &Kubectl) {
     let count = || {
-        let text = kubectl
-            .run(&["exec", "counts", "--", "cat", "/memory/count"])
-            .ok();
+        let text = kubectl.exec("counts", &["cat", "/memory/count"]).ok();
         text.trim().parse::<u64>().unwrap_or(0)
     };
     let before = count();
@@ -198,6 +199,12 @@ fn pods_go_on(kubectl: &Kubectl) {
         now if now > before => Ok(()),
         now => Err(now.to_string()),
     });
+}
+
+/// The pods of [`start_pods`] are looked after: they run, are reached, restarted and probed, and the API shows it.
+#[track_caller]
+fn pods_go_on(kubectl: &Kubectl) {
+    counter_goes_on(kubectl);
     let restarts = || {
         let status = kubectl.get(&["pod", "ends"])["status"]["containerStatuses"][0].clone();
         let running = status["state"]["running"].is_object();
@@ -208,7 +215,7 @@ fn pods_go_on(kubectl: &Kubectl) {
         (.., status) => Err(status.to_string()),
     });
     let (before, ..) = restarts();
-    kubectl.run(&["exec", "ends", "--", "kill", "1"]).ok();
+    kubectl.exec("ends", &["kill", "1"]).ok();
     eventually("a container to be restarted", 2 * SOON, || {
         match restarts() {
             (now, true, _) if now > before => Ok(()),
@@ -220,13 +227,9 @@ fn pods_go_on(kubectl: &Kubectl) {
 /// What probes find is told.
 #[track_caller]
 fn probes_go_on(kubectl: &Kubectl) {
-    kubectl
-        .run(&["exec", "probed", "--", "rm", "/memory/ready"])
-        .ok();
+    kubectl.exec("probed", &["rm", "/memory/ready"]).ok();
     kubectl.wait_for("pod/probed", "condition=Ready=false", 30);
-    kubectl
-        .run(&["exec", "probed", "--", "touch", "/memory/ready"])
-        .ok();
+    kubectl.exec("probed", &["touch", "/memory/ready"]).ok();
     kubectl.wait_for("pod/probed", "condition=Ready", 30);
 }
 
@@ -241,86 +244,6 @@ fn disk_pressure(kubectl: &Kubectl, node: &EdgeBox, wanted: &str) {
             ran => Err(format!("{ran:?}\n{}", node.log())),
         },
     );
-}
-
-#[test]
-fn on_a_full_disk_pods_reads_and_deletions_go_on_and_writes_come_back_with_the_space() {
-    let lan = Lan::new();
-    let mut edge_box = EdgeBox::with_small_disk(&lan, 96);
-    let _registry = Registry::start(&edge_box);
-    edge_box.start(&[]);
-    edge_box.wait_until_ready();
-    let kubectl = edge_box.kubectl();
-    start_pods(&kubectl, edge_box.name());
-    let before = ids(&kubectl);
-
-    let mut kept = Vec::new();
-    for round in 0..2 {
-        let watch = Watch::start(&kubectl);
-        fill(&edge_box);
-        let (made, refusal) = create_until_refused(&kubectl, 10_000 * (round + 1));
-        assert!(refusal.contains("is full"), "{refusal}");
-        assert!(refusal.contains("InsufficientStorage"), "{refusal}");
-        kept.extend(made);
-        fill(&edge_box);
-
-        // What is there is served, and can be deleted, pods too.
-        assert_eq!(written(&kubectl), kept);
-        if let Some(gone) = kept.pop() {
-            kubectl.run(&["delete", "configmap", &gone]).ok();
-            watch.wait_for(&format!("DELETED {gone}"));
-        }
-        pods_go_on(&kubectl);
-        probes_go_on(&kubectl);
-        disk_pressure(&kubectl, &edge_box, "True");
-        eventually("the event to be told", SOON, || {
-            let reasons = ["get", "events", "-A", "-o", "custom-columns=R:.reason"];
-            let told = kubectl.run(&reasons).stdout;
-            match told.contains("NodeHasDiskPressure") {
-                true => Ok(()),
-                false => Err(told),
-            }
-        });
-        // Each start of the program says so once.
-        let log = edge_box.log();
-        let told = log.matches("server's state is full").count();
-        assert_eq!(told, round + 1, "{log}");
-
-        // The program is killed and started while the disk is full.
-        edge_box.kill_program();
-        fill(&edge_box);
-        edge_box.start(&[]);
-        edge_box.wait_until_ready();
-        assert_eq!(written(&kubectl), kept);
-        pods_go_on(&kubectl);
-        probes_go_on(&kubectl);
-        assert_eq!(ids(&kubectl), before);
-        let (made, refusal) = create_until_refused(&kubectl, 10_000 * (round + 1) + 5000);
-        assert!(refusal.contains("is full"), "{refusal}");
-        kept.extend(made);
-        kubectl.run(&["delete", "configmaps", &kept.remove(0)]).ok();
-    }
-    kubectl
-        .run(&["delete", "pod", "ends", "--timeout=30s"])
-        .ok();
-
-    make_space(&edge_box);
-    eventually("writes to be taken again", SOON, || {
-        let ran = kubectl.run(&["create", "configmap", "afterwards"]);
-        if ran.code == 0 {
-            Ok(())
-        } else {
-            Err(ran.stderr)
-        }
-    });
-    disk_pressure(&kubectl, &edge_box, "False");
-    assert_eq!(written(&kubectl), kept);
-    assert_eq!(ids(&kubectl), before);
-    edge_box.kill_program();
-    edge_box.start(&[]);
-    edge_box.wait_until_ready();
-    assert_eq!(written(&kubectl), kept);
-    assert_eq!(ids(&kubectl), before);
 }
 
 /// A server's box, and one with a small disk and a registry that joined it. The caller keeps all of them alive.
@@ -343,180 +266,4 @@ fn joined_box() -> (Lan, EdgeBox, EdgeBox, Registry) {
     });
     server.kubectl().wait_for(&ready, "condition=Ready", 30);
     (lan, server, agent, registry)
-}
-
-#[test]
-fn a_joined_box_with_a_full_disk_keeps_its_pods_and_gets_others_when_there_is_space() {
-    let (_lan, server, mut agent, _registry) = joined_box();
-    let kubectl = server.kubectl();
-    start_pods(&kubectl, agent.name());
-    let before = ids(&kubectl);
-
-    fill(&agent);
-    pods_go_on(&kubectl);
-    probes_go_on(&kubectl);
-    disk_pressure(&kubectl, &agent, "True");
-    // Nothing new is sent there.
-    kubectl.apply(&format!(
-        "apiVersion: v1
-kind: Pod
-metadata: {{name: later}}
-spec:
-  nodeSelector: {{kubernetes.io/hostname: {}}}
-  terminationGracePeriodSeconds: 0
-  containers: [{{name: main, image: {BUSYBOX}, command: [sleep, '3600']}}]
-",
-        agent.name()
-    ));
-    kubectl.wait_for("pod/later", "condition=PodScheduled=false", 30);
-    agent.kill_program();
-    agent.start_agent(&[]);
-    pods_go_on(&kubectl);
-    probes_go_on(&kubectl);
-    assert_eq!(ids(&kubectl), before);
-    kubectl
-        .run(&["delete", "pod", "probed", "--timeout=30s"])
-        .ok();
-
-    make_space(&agent);
-    disk_pressure(&kubectl, &agent, "False");
-    kubectl.wait_for("pod/later", "condition=Ready", 60);
-    kubectl
-        .run(&["exec", "counts", "--", "cat", "/memory/count"])
-        .ok();
-    let log = agent.log();
-    assert!(!log.contains("damaged"), "{log}");
-}
-
-#[test]
-fn a_disk_that_failed_takes_no_writes_loses_none_and_stops_no_pod() {
-    let lan = Lan::new();
-    let mut edge_box = EdgeBox::with_small_disk(&lan, 96);
-    let registry = Registry::start(&edge_box);
-    edge_box.start(&[]);
-    edge_box.wait_until_ready();
-    let kubectl = edge_box.kubectl();
-    start_pods(&kubectl, edge_box.name());
-    kubectl.run(&["create", "configmap", "before"]).ok();
-    let watch = Watch::start(&kubectl);
-    let before = ids(&kubectl);
-
-    // The kernel finds an error and makes the file system read-only, under files that are open.
-    let small = edge_box.small_disk();
-    let fail = format!(
-        "echo fail > /sys/fs/ext4/$(basename $(findmnt -n -o SOURCE {}))/trigger_fs_error",
-        small.display()
-    );
-    edge_box.run(&["sh", "-c", &fail]).ok();
-    for verb in [["create", "configmap"], ["delete", "configmap"]] {
-        let name = if verb[0] == "create" {
-            "after"
-        } else {
-            "before"
-        };
-        let refusal = kubectl.run(&[verb[0], verb[1], name]).refused();
-        assert!(refusal.contains("refuses writes"), "{refusal}");
-    }
-    assert_ne!(kubectl.run(&["get", "configmap", "after"]).code, 0);
-    kubectl.run(&["get", "configmap", "before"]).ok();
-    let count = || {
-        let text = kubectl
-            .run(&["exec", "counts", "--", "cat", "/memory/count"])
-            .ok();
-        text.trim().parse::<u64>().unwrap_or(0)
-    };
-    let first = count();
-    eventually("the counter to go on", SOON, || match count() {
-        now if now > first => Ok(()),
-        now => Err(now.to_string()),
-    });
-    // Longer than a node may be silent.
-    std::thread::sleep(Duration::from_secs(45));
-    assert_eq!(ids(&kubectl), before);
-    kubectl.wait_for(&format!("node/{}", edge_box.name()), "condition=Ready", 5);
-    let log = edge_box.log();
-    assert_eq!(log.matches("changes are refused").count(), 1, "{log}");
-    drop(watch);
-
-    // The box is switched off and on again, which checks the disk.
-    drop(registry);
-    edge_box.power_off();
-    edge_box.power_on(&lan);
-    edge_box.start(&[]);
-    edge_box.wait_until_ready();
-    kubectl_is_as_before(&edge_box);
-}
-
-/// What was acknowledged is there, what was refused is not, and the pods run again.
-#[track_caller]
-fn kubectl_is_as_before(edge_box: &EdgeBox) {
-    let kubectl = edge_box.kubectl();
-    kubectl.run(&["get", "configmap", "before"]).ok();
-    assert_ne!(kubectl.run(&["get", "configmap", "after"]).code, 0);
-    for pod in ["counts", "ends", "probed"] {
-        kubectl.wait_for(&format!("pod/{pod}"), "condition=Ready", 60);
-    }
-    kubectl.run(&["create", "configmap", "afterwards"]).ok();
-}
-
-#[test]
-fn a_disk_that_takes_writes_again_gets_them_without_a_restart() {
-    let (_lan, edge_box, _registry) = {
-        let lan = Lan::new();
-        let mut edge_box = EdgeBox::with_small_disk(&lan, 96);
-        let registry = Registry::start(&edge_box);
-        edge_box.start(&[]);
-        edge_box.wait_until_ready();
-        (lan, edge_box, registry)
-    };
-    let kubectl = edge_box.kubectl();
-    start_pods(&kubectl, edge_box.name());
-    kubectl.run(&["create", "configmap", "before"]).ok();
-    let before = ids(&kubectl);
-    // A file that is immutable refuses writes also through descriptors that are open (chattr(1)).
-    let databases = "/var/lib/amphipod/server/state.db* /var/lib/amphipod/agent/agent.db*";
-    let set = |flag: &str| {
-        let command = format!("chattr {flag} {databases}");
-        edge_box.run(&["sh", "-c", &command]).ok();
-    };
-    for round in 1..=2 {
-        set("+i");
-        let refusal = kubectl.run(&["create", "configmap", "after"]).refused();
-        assert!(refusal.contains("refuses writes"), "{refusal}");
-        let refusal = kubectl.run(&["delete", "configmap", "before"]).refused();
-        assert!(refusal.contains("refuses writes"), "{refusal}");
-        kubectl.run(&["get", "configmap", "before"]).ok();
-        // A container that ends now is restarted, though nobody can be told yet.
-        kubectl.run(&["exec", "ends", "--", "kill", "1"]).ok();
-        eventually("the container to be restarted", SOON, || {
-            let path = "jsonpath={.metadata.name}";
-            kubectl.run(&["get", "pod", "ends", "-o", path]).ok();
-            match kubectl.run(&["logs", "ends"]) {
-                ran if ran.stdout == "began\n" => Ok(()),
-                ran => Err(format!("{ran:?}")),
-            }
-        });
-        set("-i");
-        eventually("writes to be taken again", SOON, || {
-            let name = format!("afterwards-{round}");
-            match kubectl.run(&["create", "configmap", &name]) {
-                ran if ran.code == 0 => Ok(()),
-                ran => Err(ran.stderr),
-            }
-        });
-        assert_ne!(kubectl.run(&["get", "configmap", "after"]).code, 0);
-        eventually("the restart to be told", SOON, || {
-            let status = kubectl.get(&["pod", "ends"])["status"]["containerStatuses"][0].clone();
-            if status["restartCount"] == round && status["state"]["running"].is_object() {
-                Ok(())
-            } else {
-                Err(status.to_string())
-            }
-        });
-        let log = edge_box.log();
-        assert_eq!(log.matches("changes are refused").count(), round, "{log}");
-    }
-    pods_go_on(&kubectl);
-    probes_go_on(&kubectl);
-    assert_eq!(ids(&kubectl), before);
 }

@@ -28,6 +28,9 @@ fn main() -> ExitCode {
         Err(error) => {
             // The one place where an error that ends the program is printed, whole.
             eprintln!("amphipod: {error:#}");
+            if let Some(advice) = run::advice(&error) {
+                eprintln!("amphipod: {advice}");
+            }
             ExitCode::FAILURE
         }
     }

@@ -1,6 +1,7 @@
 //! From parsed arguments to running parts.
 
 use std::future::Future;
+use std::io::ErrorKind;
 #[cfg(feature = "server")]
 use std::path::Path;
 
@@ -93,6 +94,37 @@ pub fn run(command: Command) -> Result<()> {
                 },
             }
         })
+}
+
+/// What to do about an error that ended the program, where the operator has to do something before the next start can go well.
+pub fn advice(error: &anyhow::Error) -> Option<&'static str> {
+    let disk = error.chain().any(|cause| {
+        let kind = cause
+            .downcast_ref::<std::io::Error>()
+            .map(std::io::Error::kind);
+        matches!(
+            kind,
+            Some(ErrorKind::StorageFull | ErrorKind::ReadOnlyFilesystem)
+        ) || of_the_servers_disk(cause)
+    });
+    disk.then_some(
+        "the disk takes no writes: free space on it, or repair it and mount it writable, and start again. Nothing is lost, and containers that \
+         run go on meanwhile, though nobody looks after them",
+    )
+}
+
+#[cfg(feature = "server")]
+fn of_the_servers_disk(cause: &(dyn std::error::Error + 'static)) -> bool {
+    use amphipod_server::store::StoreError;
+    matches!(
+        cause.downcast_ref(),
+        Some(StoreError::Full(_) | StoreError::ReadOnly(_))
+    )
+}
+
+#[cfg(not(feature = "server"))]
+fn of_the_servers_disk(_: &(dyn std::error::Error + 'static)) -> bool {
+    false
 }
 
 /// The name of this box's Node: as given, or the host name in lower case.

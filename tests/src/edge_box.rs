@@ -554,6 +554,17 @@ impl EdgeBox {
         let _ = self.program.take().expect("amphipod was started").wait();
     }
 
+    /// Waits for a program that ends by itself; its exit code.
+    #[track_caller]
+    pub fn wait_for_end(&mut self) -> i32 {
+        let mut program = self.program.take().expect("amphipod was started");
+        let ended = eventually("amphipod to end", Duration::from_secs(30), || {
+            let ended = program.try_wait().expect("waiting for amphipod");
+            ended.ok_or_else(|| self.log())
+        });
+        ended.code().unwrap_or(-1)
+    }
+
     /// Waits until the API answers and the box's node is Ready.
     #[track_caller]
     pub fn wait_until_ready(&mut self) {

@@ -5,6 +5,7 @@
 
 mod failing;
 mod full;
+mod start;
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};

@@ -595,6 +595,7 @@ impl EdgeBox {
         Kubectl {
             enter,
             namespace: "default".to_owned(),
+            websockets: false,
         }
     }
 }

@@ -82,14 +82,26 @@ pub struct Kubectl {
     /// `nsenter ... --`, which every command begins with.
     pub(crate) enter: Vec<String>,
     pub(crate) namespace: String,
+    pub(crate) websockets: bool,
 }
 
 impl Kubectl {
     /// The same cluster, another namespace.
     pub fn in_namespace(&self, namespace: &str) -> Kubectl {
         Kubectl {
-            enter: self.enter.clone(),
             namespace: namespace.to_owned(),
+            ..self.clone()
+        }
+    }
+
+    /// The same, as it comes: `exec`, `attach` and `cp` speak WebSocket.
+    ///
+    /// Elsewhere they speak SPDY. On a busy machine kubectl 1.32 loses what comes first over a WebSocket, and its error with it,
+    /// because it reads before it has made its streams (kubernetes/kubernetes#131203).
+    pub fn over_websockets(&self) -> Kubectl {
+        Kubectl {
+            websockets: true,
+            ..self.clone()
         }
     }
 
@@ -127,6 +139,9 @@ impl Kubectl {
                 &self.namespace,
             ])
             .args(args);
+        if !self.websockets {
+            command.env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false");
+        }
         command
     }
 
@@ -142,21 +157,10 @@ impl Kubectl {
         Ran::of(&mut self.command(args), stdin.as_bytes())
     }
 
-    /// `kubectl exec POD -- ARGS`, over SPDY: on a busy machine kubectl 1.32 loses what comes first over a WebSocket, without an
-    /// error, because it reads before it has made its streams (kubernetes/kubernetes#131203).
+    /// `kubectl exec POD -- ARGS`.
     #[track_caller]
     pub fn exec(&self, pod: &str, args: &[&str]) -> Ran {
-        let args: Vec<&str> = ["exec", pod, "--"].iter().chain(args).copied().collect();
-        Ran::of(&mut self.over_spdy(&args), b"")
-    }
-
-    /// kubectl as it was before it spoke WebSocket, and as many client libraries still are.
-    pub fn over_spdy(&self, args: &[&str]) -> Command {
-        let mut command = self.command(args);
-        command
-            .env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false")
-            .env("KUBECTL_PORT_FORWARD_WEBSOCKETS", "false");
-        command
+        self.run(&[&["exec", pod, "--"], args].concat())
     }
 
     /// `kubectl apply -f -` of one or more YAML documents, which must succeed.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::{BUSYBOX, Kubectl, Ran};
+use crate::{BUSYBOX, Kubectl};
 
 /// A pod `name` whose spec is the busybox container `main` running `script`, merged with `more` (JSON).
 pub fn pod(name: &str, script: &str, more: Value) -> String {
@@ -49,8 +49,9 @@ pub fn ready(kubectl: &Kubectl, name: &str, yaml: &str) {
 /// What `script` prints in container `main` of `pod`.
 #[track_caller]
 pub fn sh(kubectl: &Kubectl, pod: &str, script: &str) -> String {
-    let args = ["exec", pod, "-c", "main", "--", "sh", "-c", script];
-    Ran::of(&mut kubectl.over_spdy(&args), b"").ok()
+    kubectl
+        .run(&["exec", pod, "-c", "main", "--", "sh", "-c", script])
+        .ok()
 }
 
 /// Waits until pod `name` has the phase.

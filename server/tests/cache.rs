@@ -16,6 +16,7 @@ fn pods() -> (Arc<Cache>, Arc<Table>) {
         resource: "pods".into(),
         fields: vec![SelectableField::new("spec.nodeName")],
         indexed: vec!["spec.nodeName".into()],
+        label: Some("app"),
         lazy: false,
     });
     (cache, table)
@@ -81,8 +82,10 @@ fn objects_carry_their_revision_and_their_event_line_shares_their_bytes() {
 fn lists_are_ordered_and_indices_follow_changes() {
     let (cache, table) = pods();
     let owned = json!({"uid": "u", "ownerReferences": [{"apiVersion": "v1", "kind": "X", "name": "x", "uid": "owner", "controller": true}]});
+    let labelled = json!({"uid": "c", "labels": {"app": "web"}});
+    let node = json!({"nodeName": "n1"});
     cache.apply(&[
-        put(1, "c", json!({"spec": {"nodeName": "n1"}})),
+        put(1, "c", json!({"spec": node, "metadata": labelled})),
         put(2, "a", json!({"metadata": owned})),
         put(3, "b", json!({"spec": {"nodeName": "n1"}})),
     ]);
@@ -90,6 +93,8 @@ fn lists_are_ordered_and_indices_follow_changes() {
     assert_eq!(table.list(Some("other")).items.len(), 0);
     assert_eq!(names(&table.by_field("spec.nodeName", "n1")), ["b", "c"]);
     assert_eq!(names(&table.by_owner("owner")), ["a"]);
+    assert_eq!(names(&table.by_label("default", "web")), ["c"]);
+    assert_eq!(table.by_label("other", "web").len(), 0);
     cache.apply(&[
         put(4, "c", json!({"spec": {"nodeName": "n2"}})),
         deleted(5, "b"),
@@ -101,6 +106,7 @@ fn lists_are_ordered_and_indices_follow_changes() {
     );
     assert_eq!(names(&table.by_field("spec.nodeName", "n2")), ["c"]);
     assert_eq!(names(&table.by_owner("owner")), Vec::<&str>::new());
+    assert_eq!(table.by_label("default", "web").len(), 0);
     assert_eq!((table.len(), table.revision()), (2, 6));
 }
 

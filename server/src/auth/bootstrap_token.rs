@@ -160,6 +160,7 @@ mod tests {
             fields: vec![],
             indexed: vec![],
             lazy: false,
+            ..TableSpec::default()
         });
         cache.apply(&[Record {
             revision: 1,

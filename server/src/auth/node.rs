@@ -421,6 +421,7 @@ mod tests {
             fields: vec![SelectableField::new("spec.nodeName")],
             indexed: vec!["spec.nodeName".to_owned()],
             lazy: false,
+            ..TableSpec::default()
         });
         let pod = json!({
             "metadata": {"name": "web", "namespace": "shop"},
@@ -564,6 +565,7 @@ mod tests {
             fields: vec![],
             indexed: vec![],
             lazy: false,
+            ..TableSpec::default()
         });
         let user = UserInfo::new("system:node:n1".to_owned(), &[NODES]);
         let all = |verb, resource| {

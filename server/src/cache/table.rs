@@ -49,6 +49,8 @@ pub struct TableSpec {
     pub fields: Vec<SelectableField>,
     /// Fields of the above with an index, so that [`Table::by_field`] does not scan: `spec.nodeName` of pods.
     pub indexed: Vec<String>,
+    /// A label with an index, so that [`Table::by_label`] does not scan: `kubernetes.io/service-name` of EndpointSlices.
+    pub label: Option<&'static str>,
     /// Changes are stored lazily: their history does not survive a restart.
     pub lazy: bool,
 }
@@ -88,6 +90,8 @@ struct Inner {
     by_owner: Index,
     /// One index for each of `spec.indexed`, with the field's position.
     by_field: Vec<(usize, Index)>,
+    /// The index of `spec.label`.
+    by_label: Option<(&'static str, Index)>,
     ring: VecDeque<Arc<Event>>,
     ring_bytes: usize,
     /// The sequence number of the ring's first event; grows by one for each event that leaves.
@@ -115,6 +119,7 @@ impl Table {
         let inner = Inner {
             horizon,
             by_field,
+            by_label: spec.label.map(|label| (label, Index::new())),
             ..Inner::default()
         };
         Table {
@@ -245,6 +250,18 @@ impl Table {
             .filter(|object| object.field_at(at) == value)
             .cloned()
             .collect()
+    }
+
+    /// Objects of a namespace whose label `spec.label` has this value.
+    pub fn by_label(&self, namespace: &str, value: &str) -> Vec<Arc<Object>> {
+        let inner = self.read();
+        let names = inner
+            .by_label
+            .as_ref()
+            .and_then(|(_, index)| index.get(value));
+        let mut objects = names.map(|names| inner.collect(names)).unwrap_or_default();
+        objects.retain(|object| *object.meta.namespace == *namespace);
+        objects
     }
 
     /// Visits every object without cloning. The visitor must be quick and must not touch this table.
@@ -423,6 +440,7 @@ impl Table {
         self.spec.fields.len() == spec.fields.len()
             && self.spec.fields.iter().zip(&spec.fields).all(same)
             && self.spec.indexed == spec.indexed
+            && self.spec.label == spec.label
     }
 
     /// Takes over an object of a table with other fields.
@@ -478,6 +496,12 @@ impl Inner {
                 None => drop(index.insert(value.into(), HashSet::from([name.clone()]))),
             }
         }
+        if let Some((label, index)) = &mut self.by_label
+            && let Some(value) = object.meta.labels.get(*label)
+        {
+            let names = index.entry(value.as_str().into()).or_default();
+            names.insert(name.clone());
+        }
         self.bytes += object.size();
         match self
             .objects
@@ -510,6 +534,11 @@ impl Inner {
         }
         for (at, index) in &mut self.by_field {
             forget(index, object.field_at(*at), &name);
+        }
+        if let Some((label, index)) = &mut self.by_label
+            && let Some(value) = object.meta.labels.get(*label)
+        {
+            forget(index, value, &name);
         }
     }
 

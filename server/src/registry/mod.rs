@@ -210,10 +210,19 @@ fn shown(descriptor: &Descriptor, object: Arc<Object>) -> Arc<Object> {
 /// Fields with an index: the questions asked all the time.
 const INDEXED: [&str; 1] = ["spec.nodeName"];
 
+/// Labels with an index, by resource: what belongs to one of thousands of services must be found without looking at all.
+const INDEXED_LABELS: [(&str, &str); 1] = [(
+    "endpointslices.discovery.k8s.io",
+    "kubernetes.io/service-name",
+)];
+
 fn table_spec(descriptor: &Descriptor) -> TableSpec {
     let fields = descriptor.selectable_fields.clone();
+    let resource = descriptor.storage_resource();
+    let label = INDEXED_LABELS.iter().find(|(of, _)| *of == resource);
     TableSpec {
-        resource: descriptor.storage_resource(),
+        label: label.map(|(_, label)| *label),
+        resource,
         indexed: INDEXED
             .iter()
             .filter(|name| fields.iter().any(|field| field.name == **name))

@@ -210,18 +210,14 @@ fn backends(tools: &Tools, key: &Key, selector: &Selector) -> Result<Vec<Backend
 }
 
 async fn write_slices(tools: &Tools, key: &Key, wanted: Option<&Wanted>) -> Result<()> {
-    let mut existing = Vec::new();
-    tools.table(SLICES).for_each(Some(&key.namespace), |slice| {
-        let label = |key: &str| slice.meta.labels.get(key).map(String::as_str);
-        if label(SERVICE_NAME) == Some(&key.name)
-            && [Some(MANAGER), Some(MIRROR)].contains(&label(MANAGED_BY))
-            && !slice.meta.is_deleting()
-        {
-            existing.push(slice.clone());
-        }
-    });
+    let ours = |slice: &&Arc<Object>| {
+        let manager = slice.meta.labels.get(MANAGED_BY).map(String::as_str);
+        [Some(MANAGER), Some(MIRROR)].contains(&manager) && !slice.meta.is_deleting()
+    };
+    let existing = tools.table(SLICES).by_label(&key.namespace, &key.name);
     let existing = existing
         .iter()
+        .filter(ours)
         .map(|slice| typed(slice))
         .collect::<Result<Vec<EndpointSlice>>>()?;
     let Changes {

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::client::{Connection, Server, Watch};
 use crate::procs::Program;
-use crate::{api, pods};
+use crate::{api, pods, services};
 
 /// What a group of rows is given.
 pub struct Inside {
@@ -40,7 +40,8 @@ pub async fn measure(group: &str, inside: &Inside) -> Result<Figures> {
         "latency" => pods::latency(inside).await,
         "crun" => pods::crun(inside),
         "burst" => pods::burst(inside).await,
-        "service" => pods::service(inside).await,
+        "service" => services::service(inside).await,
+        "change" => services::change(inside).await,
         "creates" => api::creates(inside).await,
         "gets" => api::gets(inside).await,
         "list" => api::list(inside).await,

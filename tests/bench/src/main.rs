@@ -9,8 +9,10 @@ mod api;
 mod budgets;
 mod client;
 mod inside;
+mod kernel;
 mod pods;
 mod procs;
+mod services;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};

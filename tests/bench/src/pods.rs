@@ -1,14 +1,11 @@
-//! Figures of pods and services, which end in the kernel.
+//! Figures of pods.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use bytes::Bytes;
 use hyper::Method;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use crate::client::{Connection, Server, Watch};
@@ -28,11 +25,11 @@ pub fn pod(name: &str, image: &str, command: &[&str]) -> Value {
 
 const SLEEP: &[&str] = &["sleep", "36000"];
 
-fn pods_path(namespace: &str) -> String {
+pub fn pods_path(namespace: &str) -> String {
     format!("/api/v1/namespaces/{namespace}/pods")
 }
 
-async fn watch_pods(server: &Server, namespace: &str) -> Result<Watch> {
+pub async fn watch_pods(server: &Server, namespace: &str) -> Result<Watch> {
     server
         .connect()
         .await?
@@ -179,10 +176,10 @@ async fn create_many(
     Ok((names, begun))
 }
 
-type Step<'a> = std::pin::Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
+pub type Step<'a> = std::pin::Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
 
 /// Does something with every item, spread over `count` connections.
-async fn over_connections<T: Send + 'static>(
+pub async fn over_connections<T: Send + 'static>(
     server: &Server,
     count: usize,
     items: Vec<T>,
@@ -269,115 +266,4 @@ pub async fn standing(inside: &Inside) -> Result<Figures> {
     );
     eprintln!("{}", program.describe());
     Ok(figures)
-}
-
-fn service_body(name: &str) -> Value {
-    json!({
-        "apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
-        "spec": {"selector": {"app": "bench"}, "ports": [{"port": 80, "targetPort": 8080}]},
-    })
-}
-
-const SERVICES: &str = "/api/v1/namespaces/service/services";
-
-/// From a service's POST to its first answer.
-pub async fn service(inside: &Inside) -> Result<Figures> {
-    let (server, _) = inside.ready().await?;
-    let mut connection = server.connect().await?;
-    namespace(&mut connection, "service").await?;
-    let mut watch = watch_pods(&server, "service").await?;
-    for name in ["web-0", "web-1"] {
-        connection
-            .json(
-                Method::POST,
-                &pods_path("service"),
-                &pod(name, "amphipod.local/hello", &[]),
-            )
-            .await?;
-    }
-    let mut waiting = BTreeSet::from(["web-0".to_owned(), "web-1".to_owned()]);
-    until(&mut watch, |_, pod| {
-        let conditions = pod["status"]["conditions"].as_array();
-        if conditions.is_some_and(|all| {
-            all.iter()
-                .any(|c| c["type"] == "Ready" && c["status"] == "True")
-        }) {
-            waiting.remove(pod["metadata"]["name"].as_str().unwrap_or_default());
-        }
-        waiting.is_empty()
-    })
-    .await?;
-    let count = if inside.quick { 5 } else { 20 };
-    let mut figures = Figures::new();
-    let mut alone = answered(&mut connection, "alone", count).await?;
-    figures.insert("service/p50".to_owned(), percentile(&mut alone, 0.5));
-    let bodies: Vec<Value> = (0..if inside.quick { 100 } else { 1000 })
-        .map(|index| service_body(&format!("many-{index}")))
-        .collect();
-    over_connections(&server, 8, bodies, |connection, body| {
-        Box::pin(async move {
-            connection
-                .json(Method::POST, SERVICES, &body)
-                .await
-                .map(drop)
-        })
-    })
-    .await?;
-    // The thousand are in force when the last of them answers; then it is quiet again.
-    answered(&mut connection, "after-many", 1).await?;
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    let mut beside = answered(&mut connection, "beside", count).await?;
-    figures.insert(
-        "service/beside-1000-p50".to_owned(),
-        percentile(&mut beside, 0.5),
-    );
-    Ok(figures)
-}
-
-/// Milliseconds until each of `count` new services answers; each is removed again.
-async fn answered(connection: &mut Connection, prefix: &str, count: usize) -> Result<Vec<f64>> {
-    let mut taken = Vec::new();
-    for index in 0..count {
-        let name = format!("{prefix}-{index}");
-        let begun = Instant::now();
-        let made = connection
-            .json(Method::POST, SERVICES, &service_body(&name))
-            .await?;
-        let address = made["spec"]["clusterIP"]
-            .as_str()
-            .context("the service has no address")?
-            .to_owned();
-        first_answer(&address, begun)
-            .await
-            .with_context(|| format!("asking service {name}"))?;
-        taken.push(begun.elapsed().as_secs_f64() * 1e3);
-        connection
-            .json(Method::DELETE, &format!("{SERVICES}/{name}"), &Value::Null)
-            .await?;
-    }
-    Ok(taken)
-}
-
-/// Tries until a connection is answered. A try that came too early is lost (its SYN went out by the default route), so
-/// each has 4 ms to be accepted, which is a hundred times what it takes on one machine.
-async fn first_answer(address: &str, begun: Instant) -> Result<()> {
-    let limit = Duration::from_secs(60);
-    loop {
-        ensure!(begun.elapsed() < limit, "no answer after {limit:?}");
-        let connected =
-            tokio::time::timeout(Duration::from_millis(4), TcpStream::connect((address, 80))).await;
-        if let Ok(Ok(mut stream)) = connected {
-            stream
-                .write_all(b"GET / HTTP/1.0\r\nHost: x\r\n\r\n")
-                .await?;
-            let mut answer = Vec::new();
-            stream.read_to_end(&mut answer).await?;
-            ensure!(
-                answer.starts_with(b"HTTP/1.") && Bytes::from(answer).len() > 12,
-                "a strange answer"
-            );
-            return Ok(());
-        }
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use amphipod_tests::{EdgeBox, Kubectl, Lan, Registry, eventually};
 
-use crate::{SOON, Watch, counter_goes_on, ids, pods_go_on, probes_go_on, start_pods};
+use crate::{SOON, Watch, counter_goes_on, ids, joined_box, pods_go_on, probes_go_on, start_pods};
 
 /// How long a node may be silent; it renews its Lease each second.
 const GRACE_SECONDS: usize = 5;
@@ -24,6 +24,16 @@ fn longer_than_a_node_may_be_silent(kubectl: &Kubectl, node: &str) {
     });
 }
 
+/// The kernel finds an error and makes the file system read-only, under files that are open.
+#[track_caller]
+fn fail(edge_box: &EdgeBox) {
+    let script = format!(
+        "echo fail > /sys/fs/ext4/$(basename $(findmnt -n -o SOURCE {}))/trigger_fs_error",
+        edge_box.small_disk().display()
+    );
+    edge_box.run(&["sh", "-c", &script]).ok();
+}
+
 #[test]
 fn a_disk_that_failed_takes_no_writes_loses_none_and_stops_no_pod() {
     let lan = Lan::new();
@@ -40,13 +50,7 @@ fn a_disk_that_failed_takes_no_writes_loses_none_and_stops_no_pod() {
     let watch = Watch::start(&kubectl);
     let before = ids(&kubectl);
 
-    // The kernel finds an error and makes the file system read-only, under files that are open.
-    let small = edge_box.small_disk();
-    let fail = format!(
-        "echo fail > /sys/fs/ext4/$(basename $(findmnt -n -o SOURCE {}))/trigger_fs_error",
-        small.display()
-    );
-    edge_box.run(&["sh", "-c", &fail]).ok();
+    fail(&edge_box);
     for verb in [["create", "configmap"], ["delete", "configmap"]] {
         let name = if verb[0] == "create" {
             "after"
@@ -135,10 +139,74 @@ fn a_disk_that_takes_writes_again_gets_them_without_a_restart() {
                 Err(status.to_string())
             }
         });
+        // Nothing more happens to that pod, and still it is on disk what did: a power cut now would not lose it.
+        let script = format!(
+            "grep -a '\"attempts\":{}' /var/lib/amphipod/agent/agent.db*",
+            round + 1
+        );
+        eventually("the restart to be stored", SOON, || {
+            match edge_box.run(&["sh", "-c", &script]) {
+                ran if ran.code == 0 => Ok(()),
+                ran => Err(format!("{ran:?}")),
+            }
+        });
         let log = edge_box.log();
         assert_eq!(log.matches("changes are refused").count(), round, "{log}");
     }
     pods_go_on(&kubectl);
     probes_go_on(&kubectl);
     assert_eq!(ids(&kubectl), before);
+}
+
+#[test]
+fn a_joined_box_whose_disk_failed_keeps_its_pods_and_tells_how_they_are() {
+    let (lan, server, mut agent, registry) = joined_box();
+    let kubectl = server.kubectl();
+    start_pods(&kubectl, agent.name());
+    let before = ids(&kubectl);
+
+    fail(&agent);
+    counter_goes_on(&kubectl);
+    probes_go_on(&kubectl);
+    let node = format!("node/{}", agent.name());
+    kubectl.wait_for(&node, "condition=Ready", 5);
+    assert_eq!(ids(&kubectl), before);
+    // One that is deleted ends.
+    kubectl
+        .run(&["delete", "pod", "probed", "--timeout=30s"])
+        .ok();
+    // A container that ends cannot be made anew: that is told.
+    kubectl.exec("ends", &["kill", "1"]).ok();
+    eventually("the failure to be told", SOON, || {
+        let told = kubectl.run(&["describe", "pod", "ends"]).stdout;
+        let wanted = ["Exit Code:    3", "Read-only file system"];
+        match wanted.iter().all(|text| told.contains(text)) {
+            true => Ok(()),
+            false => Err(told),
+        }
+    });
+
+    // The box is switched off and on again, which checks the disk.
+    drop(registry);
+    agent.power_off();
+    agent.power_on(&lan);
+    agent.start_agent(&[]);
+    for pod in ["counts", "ends"] {
+        eventually("the pods to run again", 2 * SOON, || {
+            match kubectl.exec(pod, &["true"]) {
+                ran if ran.code == 0 => Ok(()),
+                ran => Err(ran.stderr),
+            }
+        });
+    }
+    pods_go_on(&kubectl);
+    eventually("only what is wanted to be there", SOON, || {
+        let found = agent.run(&["ls", "/var/lib/amphipod/agent/pods"]).ok();
+        match found.lines().count() {
+            2 => Ok(()),
+            _ => Err(found),
+        }
+    });
+    let log = agent.log();
+    assert!(!log.contains("damaged"), "{log}");
 }

@@ -3,7 +3,7 @@
 
 use amphipod_tests::{EdgeBox, Lan, Registry, eventually};
 
-use crate::{SOON, fill, ids, joined_box, make_space, pods_go_on, start_pods};
+use crate::{SOON, fill, ids, joined_box, make_space, pods_go_on, probes_go_on, start_pods};
 
 type Start = fn(&mut EdgeBox);
 
@@ -135,5 +135,37 @@ fn a_joined_box_that_starts_on_a_read_only_disk_loses_nothing_and_stops_no_conta
     });
     pods_go_on(&kubectl);
     let log = agent.log();
+    assert!(!log.contains("damaged"), "{log}");
+}
+
+#[test]
+fn a_box_that_boots_with_a_full_disk_runs_its_pods() {
+    let lan = Lan::new();
+    let mut edge_box = EdgeBox::with_small_disk(&lan, 96);
+    let registry = Registry::start(&edge_box);
+    edge_box.start(&[]);
+    edge_box.wait_until_ready();
+    start_pods(&edge_box.kubectl(), edge_box.name());
+    drop(registry);
+
+    fill(&edge_box);
+    edge_box.power_off();
+    edge_box.power_on(&lan);
+    fill(&edge_box);
+    edge_box.start(&[]);
+    edge_box.wait_until_ready();
+    let kubectl = edge_box.kubectl();
+    eventually("the pods to run again", 2 * SOON, || {
+        match kubectl.exec("counts", &["cat", "/memory/count"]) {
+            ran if ran.code == 0 => Ok(()),
+            ran => Err(ran.stderr),
+        }
+    });
+    pods_go_on(&kubectl);
+    probes_go_on(&kubectl);
+
+    make_space(&edge_box);
+    kubectl.wait_for_writes("afterwards");
+    let log = edge_box.log();
     assert!(!log.contains("damaged"), "{log}");
 }

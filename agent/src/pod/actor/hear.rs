@@ -170,25 +170,31 @@ impl Actor {
                     self.netns = None;
                 }
                 Err(why) => {
-                    tracing::warn!(
-                        pod = pod_of(&self.pod),
-                        why,
-                        "could not tear a pod down; trying again"
-                    );
+                    // Told when it begins: what keeps it is most likely a disk, and a matter of hours.
+                    if self.tear_down_failures == 0 {
+                        tracing::warn!(
+                            pod = pod_of(&self.pod),
+                            why,
+                            "could not tear a pod down; it is tried again and again"
+                        );
+                    }
                     self.events.tell(
                         Severity::Warning,
                         "FailedKillPod",
                         None,
                         format!("error killing pod: {why}"),
                     );
+                    let delay = Duration::from_secs(2 << self.tear_down_failures.min(5));
+                    self.tear_down_failures += 1;
                     let sender = self.sender.clone();
                     let work = ops::tear_down(self.deps.clone(), self.pod.clone());
                     tokio::spawn(async move {
-                        tokio::time::sleep(Duration::from_secs(2)).await;
+                        tokio::time::sleep(delay).await;
                         let _ = sender.send(Msg::TornDown(work.await));
                     });
                 }
             },
+            Msg::Recorded(result) => self.recorded(result, now),
             Msg::Deleted => self.finished = true,
         }
     }

@@ -72,6 +72,7 @@ pub enum Msg {
     },
     Probe(Verdict),
     TornDown(Result<(), String>),
+    Recorded(Result<(), String>),
     Deleted,
 }
 
@@ -129,12 +130,16 @@ pub struct Actor {
     stop_by: watch::Sender<Option<Mono>>,
     sandbox_failures: u32,
     volume_failures: u32,
+    tear_down_failures: u32,
     gone: bool,
     finishing: bool,
     finished: bool,
     /// The pod's object is newer than what `view` shows.
     renewed: bool,
     deadline: Option<Mono>,
+    /// The last record could not be stored, and when that is tried again.
+    unrecorded: bool,
+    record_at: Option<Mono>,
 }
 
 /// Starts the actor of a pod. `on_end` is called when nothing is left of the pod.
@@ -187,11 +192,14 @@ pub fn spawn(deps: Arc<Deps>, begin: Begin, on_end: impl FnOnce() + Send + 'stat
         stop_by: watch::channel(None).0,
         sandbox_failures: 0,
         volume_failures: 0,
+        tear_down_failures: 0,
         gone: false,
         finishing: false,
         finished: false,
         renewed: false,
         deadline: None,
+        unrecorded: false,
+        record_at: None,
         deps,
     };
     let gone = begin.gone;
@@ -274,9 +282,12 @@ impl Actor {
             if !acted {
                 self.watch_probes();
                 self.publish();
+                if self.record_at.is_some_and(|at| now >= at) {
+                    self.record();
+                }
                 let deadline = self.deadline.filter(|_| self.seen.stop.is_none());
-                let renewal = self.renewal(now);
-                return [d.wake_at, deadline, renewal].into_iter().flatten().min();
+                let times = [d.wake_at, deadline, self.renewal(now), self.record_at];
+                return times.into_iter().flatten().min();
             }
         }
     }

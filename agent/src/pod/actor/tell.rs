@@ -1,15 +1,20 @@
 //! The pod's status, told to the database, the server and the node API when it says anything new.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodStatus;
 
-use super::Actor;
+use super::{Actor, Msg};
 use crate::handle::{ContainerView, PodView};
+use crate::pod::backoff::Mono;
 use crate::pod::observed::Run;
 use crate::pod::record::Record;
-use crate::pod::status::{Context, pod_status};
+use crate::pod::status::{Context, pod_of, pod_status};
+
+/// How long after a failed attempt what is known of a pod is stored again.
+const RECORD_AGAIN: Duration = Duration::from_secs(10);
 
 impl Actor {
     pub(super) fn compute(&self) -> PodStatus {
@@ -34,22 +39,43 @@ impl Actor {
         self.renewed = false;
         self.status = status.clone();
         self.told = Some(status.clone());
-        let record = Record::of(&self.plan, &self.seen, &status);
-        if let Ok(body) = serde_json::to_string(&record) {
-            let stored = self.deps.store.put_record(self.uid.clone(), body);
-            tokio::spawn(async move {
-                if let Err(error) = stored.await {
-                    tracing::warn!(
-                        error = format!("{error:#}"),
-                        "a pod's state is kept in memory only; free or repair the disk"
-                    );
-                }
-            });
-        }
+        self.record();
         if !self.gone {
             self.writer.tell(Arc::new(status.clone()));
         }
         self.show(status);
+    }
+
+    /// Stores what a restart of the agent must know. What could not be stored is tried again: on a disk that takes writes again, nothing
+    /// else may happen to this pod for days.
+    pub(super) fn record(&mut self) {
+        self.record_at = None;
+        let record = Record::of(&self.plan, &self.seen, &self.status);
+        let Ok(body) = serde_json::to_string(&record) else {
+            return;
+        };
+        let stored = self.deps.store.put_record(self.uid.clone(), body);
+        let (sender, failed_before) = (self.sender.clone(), self.unrecorded);
+        tokio::spawn(async move {
+            let result = stored.await.map_err(|error| format!("{error:#}"));
+            if failed_before || result.is_err() {
+                let _ = sender.send(Msg::Recorded(result));
+            }
+        });
+    }
+
+    pub(super) fn recorded(&mut self, result: Result<(), String>, now: Mono) {
+        let failed_before = std::mem::replace(&mut self.unrecorded, result.is_err());
+        if let Err(error) = result {
+            self.record_at = Some(now + RECORD_AGAIN);
+            if !failed_before {
+                tracing::warn!(
+                    pod = pod_of(&self.pod),
+                    error,
+                    "a pod's state is kept in memory only; free or repair the disk"
+                );
+            }
+        }
     }
 
     pub(super) fn show(&self, status: PodStatus) {

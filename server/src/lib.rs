@@ -9,6 +9,7 @@ pub mod bootstrap;
 pub mod cache;
 pub mod controllers;
 pub mod events;
+pub mod fields;
 pub mod http;
 pub mod openapi;
 pub mod registry;

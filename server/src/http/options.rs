@@ -7,7 +7,7 @@ use http::HeaderMap;
 use http::header::USER_AGENT;
 
 use super::query::Query;
-use crate::registry::{DeleteOptions, FieldValidation, ListOptions};
+use crate::registry::{DeleteOptions, FieldValidation, ListOptions, PatchType};
 
 /// Reads the options of list, watch and deletecollection.
 ///
@@ -111,6 +111,22 @@ pub fn field_manager(query: &Query, headers: &HeaderMap, kind: &str) -> Result<S
         .unwrap_or_default();
     let program = agent.split('/').next().unwrap_or_default();
     Ok(program.chars().take(MAX).collect())
+}
+
+/// `force` of a patch: an apply takes over what others own.
+///
+/// # Errors
+/// 422 for another patch with it, and for an apply that does not say who applies.
+pub fn force(query: &Query, kind: PatchType) -> Result<bool, Status> {
+    let error = match (kind, query.optional_flag("force")) {
+        (PatchType::Apply, _) if query.text("fieldManager").is_none() => {
+            FieldError::required("fieldManager", "is required for apply patch")
+        }
+        (PatchType::Apply, force) => return Ok(force.unwrap_or(false)),
+        (_, Some(_)) => FieldError::forbidden("force", "may not be specified for non-apply patch"),
+        (_, None) => return Ok(false),
+    };
+    Err(invalid("PatchOptions", error))
 }
 
 fn integer(query: &Query, name: &str) -> Result<Option<i64>, Status> {

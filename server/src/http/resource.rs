@@ -354,7 +354,8 @@ async fn patch(call: &Call, descriptor: Arc<Descriptor>, body: Bytes) -> Answer 
         ];
         Status::unsupported_media_type(&readable.map(PatchType::content_type))
     })?;
-    let cx = write_context(call, descriptor, "PatchOptions")?;
+    let mut cx = write_context(call, descriptor, "PatchOptions")?;
+    cx.force = options::force(&call.query, kind)?;
     let (object, created) = call
         .app
         .registry

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use crate::resources::kinds;
-use crate::resources::schema::{ATOMIC, Builtin, definitions, merge_of};
+use crate::resources::schema::{ATOMIC, Builtin, definitions, is_atomic, merge_of};
 use crate::resources::{Descriptor, SchemaSource};
 
 /// Which dialect.
@@ -133,27 +133,6 @@ fn refer_with(style: Style, name: &str, description: &str) -> Value {
     out
 }
 
-/// Types that are compared and replaced as a whole.
-const ATOMIC_TYPES: &[&str] = &[
-    "api.core.v1.ConfigMapKeySelector",
-    "api.core.v1.FileKeySelector",
-    "api.core.v1.LocalObjectReference",
-    "api.core.v1.NodeSelector",
-    "api.core.v1.NodeSelectorTerm",
-    "api.core.v1.ObjectFieldSelector",
-    "api.core.v1.ObjectReference",
-    "api.core.v1.ResourceFieldSelector",
-    "api.core.v1.ScopeSelector",
-    "api.core.v1.SecretKeySelector",
-    "api.core.v1.SecretReference",
-    "api.core.v1.TopologySelectorTerm",
-    "api.core.v1.TypedLocalObjectReference",
-    "api.rbac.v1.RoleRef",
-    "api.rbac.v1.Subject",
-    "apimachinery.pkg.apis.meta.v1.LabelSelector",
-    "apimachinery.pkg.apis.meta.v1.OwnerReference",
-];
-
 fn definition(name: &str, mut schema: Value, style: Style) -> Value {
     match name
         .strip_prefix("io.k8s.apimachinery.pkg.")
@@ -174,7 +153,7 @@ fn definition(name: &str, mut schema: Value, style: Style) -> Value {
         }
         _ => {}
     }
-    if ATOMIC_TYPES.contains(&name.strip_prefix("io.k8s.").unwrap_or(name)) {
+    if is_atomic(name) {
         schema["x-kubernetes-map-type"] = "atomic".into();
     }
     if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
@@ -237,8 +216,9 @@ fn annotate(owner: &str, field: &str, property: &mut Value) {
     if !merge.patch_key.is_empty() {
         property["x-kubernetes-patch-merge-key"] = merge.patch_key.into();
     }
-    if !merge.list_type.is_empty() && is_list {
-        property["x-kubernetes-list-type"] = merge.list_type.into();
+    if !merge.list_type.is_empty() {
+        let kind = if is_list { "list" } else { "map" };
+        property[&*format!("x-kubernetes-{kind}-type")] = merge.list_type.into();
     }
     if !merge.map_keys.is_empty() {
         property["x-kubernetes-list-map-keys"] = json!(merge.map_keys);

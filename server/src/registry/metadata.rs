@@ -7,6 +7,8 @@ use amphipod_api::{FieldError, FieldPath, meta, names, time};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
+use crate::fields::Managed;
+
 const METADATA: FieldPath<'static> = FieldPath::new("metadata");
 
 /// The finalizer that makes the garbage collector let dependents go on without an owner.
@@ -34,14 +36,34 @@ pub fn fill(object: &mut Value, namespace: &str, now: Timestamp) {
     metadata.insert("creationTimestamp".into(), time::format_time(now).into());
 }
 
+/// Takes `managedFields` off an object.
+pub fn take_managed(object: &mut Value) -> Value {
+    let taken = meta::metadata_mut(object).remove("managedFields");
+    taken.unwrap_or_default()
+}
+
+/// Gives an object these `managedFields`, or none.
+pub fn set_managed(object: &mut Value, managed: &Managed) {
+    let metadata = meta::metadata_mut(object);
+    if managed.is_empty() {
+        metadata.remove("managedFields");
+    } else {
+        metadata.insert("managedFields".into(), managed.write());
+    }
+}
+
 /// Takes over from the stored object what an update may leave out or never changes.
 pub fn carry_over(new: &mut Value, old: &Value) {
     let old = meta::map_at(old, &["metadata"]);
     let new = meta::metadata_mut(new);
-    for field in ["selfLink", "managedFields"] {
-        new.remove(field);
-    }
-    for field in ["creationTimestamp", "generation", "resourceVersion", "name"] {
+    new.remove("selfLink");
+    for field in [
+        "creationTimestamp",
+        "generation",
+        "managedFields",
+        "resourceVersion",
+        "name",
+    ] {
         copy(field, old, new);
     }
     for field in ["uid", "namespace"] {

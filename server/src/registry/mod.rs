@@ -9,6 +9,7 @@
 //! refusal leaves everything as it was.
 
 mod admission;
+mod apply;
 mod binding;
 mod delete;
 pub mod expire;
@@ -48,7 +49,10 @@ pub struct Context {
     pub subresource: Option<String>,
     pub dry_run: bool,
     pub field_validation: FieldValidation,
+    /// Who owns what this request changes; empty for callers within the server.
     pub field_manager: String,
+    /// An apply takes over fields that others own.
+    pub force: bool,
     /// Filled on the way: `Warning` headers to answer with.
     pub warnings: Mutex<Vec<String>>,
 }
@@ -68,6 +72,7 @@ impl Context {
             dry_run: false,
             field_validation: FieldValidation::default(),
             field_manager: String::new(),
+            force: false,
             warnings: Mutex::default(),
         }
     }

@@ -27,13 +27,7 @@ impl Registry {
         body: &[u8],
     ) -> Result<(Arc<Object>, bool), Status> {
         let patch = match kind {
-            PatchType::Apply => {
-                return Err(Status::unsupported_media_type(&[
-                    PatchType::Json.content_type(),
-                    PatchType::Merge.content_type(),
-                    PatchType::StrategicMerge.content_type(),
-                ]));
-            }
+            PatchType::Apply => return self.apply(cx, name, body).await,
             _ => serde_json::from_slice::<Value>(body)
                 .map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?,
         };

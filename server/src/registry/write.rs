@@ -6,10 +6,12 @@ use amphipod_api::{FieldError, Reason, Status, meta, names};
 use jiff::Timestamp;
 use serde_json::Value;
 
+use super::apply::note_owners;
 use super::{
     Context, FieldValidation, Input, Operation, Registry, Request, metadata, shown, storage_status,
 };
 use crate::cache::{EventType, Object, encode};
+use crate::fields::Managed;
 use crate::resources::schema::strict_status;
 use crate::resources::{Descriptor, Durability, StrategyContext, SubresourceKind};
 use crate::store::{self, Change, Expect, Key, StoreError, Write};
@@ -20,6 +22,14 @@ const NAME_ATTEMPTS: usize = 8;
 const CONFLICT_ATTEMPTS: usize = 256;
 /// Resources whose writes allocate from what the others of them hold; see `Registry::allocation`.
 const ALLOCATING: [&str; 1] = ["services"];
+
+/// Who owns the fields of a changed object.
+pub(super) enum Owners {
+    /// These, all of them.
+    Are(Managed),
+    /// The writer owns what it changed.
+    Writer,
+}
 
 /// What came of a commit.
 pub(super) enum Committed {
@@ -35,10 +45,16 @@ impl Registry {
     /// 400 for a body that cannot be read, 403 from admission, 409 if the name is taken, 422 for an invalid object.
     pub async fn create(&self, cx: &Context, input: Input) -> Result<Arc<Object>, Status> {
         let object = self.decode(cx, input)?;
-        self.create_value(cx, object).await
+        self.create_value(cx, object, &Managed::default()).await
     }
 
-    async fn create_value(&self, cx: &Context, mut object: Value) -> Result<Arc<Object>, Status> {
+    /// Creates an object whose fields have these owners.
+    pub(super) async fn create_value(
+        &self,
+        cx: &Context,
+        mut object: Value,
+        managed: &Managed,
+    ) -> Result<Arc<Object>, Status> {
         if !cx.descriptor.stored {
             return Err(Status::method_not_supported(&cx.group_resource(), "create"));
         }
@@ -57,6 +73,7 @@ impl Registry {
         }
         let now = Timestamp::now();
         metadata::fill(&mut object, &cx.namespace, now);
+        metadata::set_managed(&mut object, managed);
         let base = match meta::name(&object) {
             "" => meta::str_at(&object, &["metadata", "generateName"]).to_owned(),
             _ => String::new(),
@@ -150,7 +167,8 @@ impl Registry {
                 // As upstream: a version was given, so there must have been an object.
                 return Err(Status::not_found(&cx.group_resource(), name));
             }
-            return Ok((self.create_value(cx, new).await?, true));
+            let made = self.create_value(cx, new, &Managed::default()).await?;
+            return Ok((made, true));
         }
         Ok((self.modify(cx, name, |_| Ok(new.clone())).await?, false))
     }
@@ -182,6 +200,17 @@ impl Registry {
         name: &str,
         mut change: impl FnMut(&Value) -> Result<Value, Status> + Send,
     ) -> Result<Arc<Object>, Status> {
+        self.modify_as(cx, name, |old| Ok((change(old)?, Owners::Writer)))
+            .await
+    }
+
+    /// As [`Registry::modify`], for a change that says who owns its fields.
+    pub(super) async fn modify_as(
+        &self,
+        cx: &Context,
+        name: &str,
+        mut change: impl FnMut(&Value) -> Result<(Value, Owners), Status> + Send,
+    ) -> Result<Arc<Object>, Status> {
         let table = self.table(&cx.descriptor);
         let _allocating = self.allocation(cx, Operation::Update).await;
         for _ in 0..CONFLICT_ATTEMPTS {
@@ -189,9 +218,14 @@ impl Registry {
                 .get(&cx.namespace, name)
                 .ok_or_else(|| Status::not_found(&cx.group_resource(), name))?;
             let old = shown(&cx.descriptor, stored.clone()).value();
-            let mut new = change(&old)?;
+            let (mut new, owners) = change(&old)?;
             self.check_version(cx, name, &new, &old)?;
+            let claimed = metadata::take_managed(&mut new);
             self.prepare_update(cx, name, &mut new, &old)?;
+            match owners {
+                Owners::Are(managed) => metadata::set_managed(&mut new, &managed),
+                Owners::Writer => note_owners(cx, &mut new, &old, &claimed),
+            }
             if new == old {
                 return Ok(shown(&cx.descriptor, stored));
             }
@@ -490,7 +524,7 @@ fn check_kind(descriptor: &Descriptor, mut object: Value) -> Result<Value, Statu
 }
 
 /// Refuses a body whose name or namespace is not that of the path.
-fn check_name(cx: &Context, name: &str, object: &Value) -> Result<(), Status> {
+pub(super) fn check_name(cx: &Context, name: &str, object: &Value) -> Result<(), Status> {
     match meta::name(object) {
         have if have == name => {}
         "" => {

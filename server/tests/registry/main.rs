@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod applies;
 mod bench;
 mod deletes;
 mod reads;

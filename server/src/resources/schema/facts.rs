@@ -10,13 +10,13 @@ pub struct Merge {
     pub patch_strategy: &'static str,
     /// `x-kubernetes-patch-merge-key`, or empty (lists of scalars merge as sets).
     pub patch_key: &'static str,
-    /// `x-kubernetes-list-type`: `map`, `set`, `atomic`, or empty.
+    /// `x-kubernetes-list-type` (of a map field `x-kubernetes-map-type`): `map`, `set`, `atomic`, or empty.
     pub list_type: &'static str,
     /// `x-kubernetes-list-map-keys`.
     pub map_keys: &'static [&'static str],
 }
 
-/// `x-kubernetes-list-type: atomic` without a patch strategy: what lists are unless the table says otherwise.
+/// `atomic` without a patch strategy: what lists are unless the table says otherwise, and maps if it says so.
 pub const ATOMIC: Merge = Merge {
     patch_strategy: "",
     patch_key: "",
@@ -161,6 +161,7 @@ static FACTS: &[(&str, &str, Merge)] = &[
     ("api.core.v1.PodSpec", "hostAliases", map("ip", &["ip"])),
     ("api.core.v1.PodSpec", "imagePullSecrets", BY_NAME),
     ("api.core.v1.PodSpec", "initContainers", BY_NAME),
+    ("api.core.v1.PodSpec", "nodeSelector", ATOMIC),
     ("api.core.v1.PodSpec", "resourceClaims", CLAIMS),
     ("api.core.v1.PodSpec", "schedulingGates", BY_NAME),
     (
@@ -173,6 +174,7 @@ static FACTS: &[(&str, &str, Merge)] = &[
     ("api.core.v1.PodStatus", "hostIPs", patch_only("ip")),
     ("api.core.v1.PodStatus", "podIPs", map("ip", &["ip"])),
     ("api.core.v1.PodStatus", "resourceClaimStatuses", CLAIMS),
+    ("api.core.v1.ReplicationControllerSpec", "selector", ATOMIC),
     (
         "api.core.v1.ReplicationControllerStatus",
         "conditions",
@@ -194,6 +196,7 @@ static FACTS: &[(&str, &str, Merge)] = &[
         "ports",
         map("port", &["port", "protocol"]),
     ),
+    ("api.core.v1.ServiceSpec", "selector", ATOMIC),
     ("api.core.v1.ServiceStatus", "conditions", BY_TYPE),
     ("api.discovery.v1.Endpoint", "addresses", set("")),
     ("api.flowcontrol.v1.FlowSchemaStatus", "conditions", BY_TYPE),
@@ -240,6 +243,37 @@ pub fn merge_of(owner: &str, field: &str) -> Option<&'static Merge> {
     Some(&FACTS[at].2)
 }
 
+/// Structs, sorted, that are compared and replaced as a whole.
+static ATOMIC_TYPES: &[&str] = &[
+    "api.core.v1.ConfigMapKeySelector",
+    "api.core.v1.EndpointAddress",
+    "api.core.v1.EndpointPort",
+    "api.core.v1.FileKeySelector",
+    "api.core.v1.LocalObjectReference",
+    "api.core.v1.NodeSelector",
+    "api.core.v1.NodeSelectorTerm",
+    "api.core.v1.ObjectFieldSelector",
+    "api.core.v1.ObjectReference",
+    "api.core.v1.ResourceFieldSelector",
+    "api.core.v1.ScopeSelector",
+    "api.core.v1.ScopedResourceSelectorRequirement",
+    "api.core.v1.SecretKeySelector",
+    "api.core.v1.SecretReference",
+    "api.core.v1.TopologySelectorTerm",
+    "api.core.v1.TypedLocalObjectReference",
+    "api.discovery.v1.EndpointPort",
+    "api.rbac.v1.RoleRef",
+    "api.rbac.v1.Subject",
+    "apimachinery.pkg.apis.meta.v1.LabelSelector",
+    "apimachinery.pkg.apis.meta.v1.OwnerReference",
+];
+
+/// Whether objects of a struct are compared and replaced as a whole (`x-kubernetes-map-type: atomic`); its full name.
+pub fn is_atomic(name: &str) -> bool {
+    let name = name.strip_prefix("io.k8s.").unwrap_or(name);
+    ATOMIC_TYPES.binary_search(&name).is_ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -254,6 +288,7 @@ mod tests {
                 pair[1].1
             );
         }
+        assert!(ATOMIC_TYPES.is_sorted());
         assert_eq!(
             merge_of("io.k8s.api.core.v1.Container", "env").map(|m| m.patch_key),
             Some("name")

@@ -14,7 +14,7 @@ use std::sync::{Arc, OnceLock};
 
 pub use builtin::{Builtin, definitions};
 pub use decode::{DecodeError, Decoded, decode_json, decode_value, decode_yaml, strict_status};
-pub use facts::{ATOMIC, Merge, merge_of};
+pub use facts::{ATOMIC, Merge, is_atomic, merge_of};
 
 /// The type of a field.
 #[derive(Clone, Debug)]

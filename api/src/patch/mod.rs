@@ -24,6 +24,14 @@ pub enum PatchType {
 }
 
 impl PatchType {
+    /// All of them, in the order in which documents list them.
+    pub const ALL: [PatchType; 4] = [
+        PatchType::Json,
+        PatchType::Merge,
+        PatchType::StrategicMerge,
+        PatchType::Apply,
+    ];
+
     /// The media type of the request body.
     pub const fn content_type(self) -> &'static str {
         match self {
@@ -37,14 +45,9 @@ impl PatchType {
     /// Reads a Content-Type header; parameters are ignored.
     pub fn from_content_type(header: &str) -> Option<PatchType> {
         let media_type = header.split(';').next().unwrap_or("").trim();
-        [
-            PatchType::Json,
-            PatchType::Merge,
-            PatchType::StrategicMerge,
-            PatchType::Apply,
-        ]
-        .into_iter()
-        .find(|p| p.content_type().eq_ignore_ascii_case(media_type))
+        Self::ALL
+            .into_iter()
+            .find(|p| p.content_type().eq_ignore_ascii_case(media_type))
     }
 }
 

@@ -175,6 +175,7 @@ pub(super) fn spoken(step: &str) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use serde_json::json;
 

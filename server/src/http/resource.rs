@@ -346,13 +346,7 @@ async fn patch(call: &Call, descriptor: Arc<Descriptor>, body: Bytes) -> Answer 
         .get(http::header::CONTENT_TYPE)
         .and_then(|v| v.to_str().ok());
     let kind = PatchType::from_content_type(content_type.unwrap_or_default()).ok_or_else(|| {
-        let readable = [
-            PatchType::Json,
-            PatchType::Merge,
-            PatchType::StrategicMerge,
-            PatchType::Apply,
-        ];
-        Status::unsupported_media_type(&readable.map(PatchType::content_type))
+        Status::unsupported_media_type(&PatchType::ALL.map(PatchType::content_type))
     })?;
     let mut cx = write_context(call, descriptor, "PatchOptions")?;
     cx.force = options::force(&call.query, kind)?;

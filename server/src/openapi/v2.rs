@@ -1,5 +1,6 @@
 //! `/openapi/v2`: one document of everything, which old clients read (as JSON or protobuf).
 
+use amphipod_api::patch::PatchType;
 use serde_json::{Map, Value, json};
 
 use super::operations::{Operation, PARAMETERS, Path, paths};
@@ -67,11 +68,7 @@ fn operation(o: &Operation) -> Value {
         .as_ref()
         .map_or_else(|| json!({"type": "string"}), |name| Style::V2.refer(name));
     let consumes: Value = if o.method == "patch" {
-        json!([
-            "application/json-patch+json",
-            "application/merge-patch+json",
-            "application/strategic-merge-patch+json"
-        ])
+        json!(PatchType::ALL.map(PatchType::content_type))
     } else {
         json!(["*/*"])
     };

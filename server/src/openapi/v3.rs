@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use amphipod_api::patch::PatchType;
 use serde_json::{Map, Value, json};
 
 use super::operations::{Operation, PARAMETERS, Path, paths};
@@ -72,11 +73,6 @@ pub fn document(catalog: &Catalog, path: &str) -> Option<(Value, String)> {
 }
 
 const BODY_TYPES: &[&str] = &["application/json", "application/yaml"];
-const PATCH_TYPES: &[&str] = &[
-    "application/json-patch+json",
-    "application/merge-patch+json",
-    "application/strategic-merge-patch+json",
-];
 
 fn path_item(path: &Path) -> Value {
     let mut out = Map::new();
@@ -128,7 +124,7 @@ fn operation(o: &Operation) -> Value {
     });
     if let Some(body) = &o.body {
         let types = if o.method == "patch" {
-            PATCH_TYPES
+            &PatchType::ALL.map(PatchType::content_type)[..]
         } else {
             BODY_TYPES
         };

@@ -94,6 +94,7 @@ impl Supervisor {
                 });
             }
         }
+        let mut begins = Vec::with_capacity(stored.len());
         for pod in &stored {
             let Ok(parsed) = serde_json::from_str::<Pod>(&pod.pod) else {
                 tracing::error!(
@@ -136,13 +137,14 @@ impl Supervisor {
             } else {
                 parsed.status.clone().unwrap_or_default()
             };
-            self.begin(Begin {
+            begins.push(Begin {
                 pod: Arc::new(parsed),
                 seen,
                 status,
                 gone: false,
             });
         }
+        // Before any pod begins: what those make is not in our lists, and would be taken for left behind.
         let known = |uid: &str| stored.iter().any(|p| p.uid == uid);
         for s in sandboxes.iter().filter(|s| !known(&s.id)) {
             tracing::info!(sandbox = s.id, "removing a sandbox that belongs to no pod");
@@ -154,6 +156,9 @@ impl Supervisor {
         let deps = self.deps.clone();
         let uids: HashSet<String> = stored.into_iter().map(|p| p.uid).collect();
         let _ = tokio::task::spawn_blocking(move || remove_strays(&deps, &uids)).await;
+        for begin in begins {
+            self.begin(begin);
+        }
         self.share_cpu().await;
         Ok(())
     }
@@ -245,10 +250,20 @@ impl Supervisor {
                     self.apply(pod).await;
                 }
                 for actor in self.pods.all() {
-                    let uid = actor.view().uid.clone();
-                    if !all.iter().any(|p| meta::uid(p) == uid) {
-                        actor.tell(Msg::Gone { grace: None });
+                    let view = actor.view();
+                    if all.iter().any(|p| meta::uid(p) == view.uid) {
+                        continue;
                     }
+                    let about = &view.pod.metadata;
+                    if about.deletion_timestamp.is_none() {
+                        let (namespace, name) = (about.namespace.as_deref(), about.name.as_deref());
+                        tracing::warn!(
+                            namespace,
+                            name,
+                            "the server has this pod no more, so it ends here; if nobody has deleted it, the server lost it: see the server's log"
+                        );
+                    }
+                    actor.tell(Msg::Gone { grace: None });
                 }
             }
         }

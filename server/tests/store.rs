@@ -365,41 +365,102 @@ async fn compaction_forgets_what_is_obsolete_and_nothing_else() {
     );
 }
 
-#[tokio::test]
-async fn a_damaged_file_is_set_aside_and_the_backup_takes_its_place() {
-    let dir = TempDir::new().unwrap();
-    let (path, backup) = (dir.path().join("state.db"), dir.path().join("backup.db"));
-    let store = open(dir.path(), Options::default());
+/// A closed store of 200 objects of 2 KB with a backup, "late" that is newer than the backup, and without "7", which was deleted and
+/// compacted since. The last revision.
+async fn two_hundred(dir: &Path, backup: &Path) -> u64 {
+    let store = open(dir, Options::default());
+    let value = format!("{:?}", "x".repeat(2000));
+    let mut seventh = 0;
     for n in 0..200 {
-        store
-            .commit(put(&n.to_string(), Expect::Absent, &"x".repeat(2000)))
-            .await
-            .unwrap();
+        let made = store.commit(put(&n.to_string(), Expect::Absent, &value));
+        let made = made.await.unwrap();
+        if n == 7 {
+            seventh = made;
+        }
     }
-    store.backup(&backup).await.unwrap();
-    let last = store
-        .commit(put("late", Expect::Absent, "x"))
-        .await
-        .unwrap();
+    store.backup(backup).await.unwrap();
+    let gone = store.commit(delete("7", seventh)).await.unwrap();
+    store.compact(gone).await.unwrap();
+    let late = put("late", Expect::Absent, "1");
+    let last = store.commit(late).await.unwrap();
     store.close().await.unwrap();
-    let mut bytes = std::fs::read(&path).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle..middle + 20_000].fill(0x5a);
-    std::fs::write(&path, bytes).unwrap();
+    last
+}
 
+/// Overwrites bytes of the file, which must then be found damaged.
+fn damage(path: &Path, range: impl FnOnce(usize) -> std::ops::Range<usize>) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let range = range(bytes.len());
+    bytes[range].fill(0x5a);
+    std::fs::write(path, bytes).unwrap();
     assert!(matches!(
-        SqliteStore::open(&path, Options::default()),
+        SqliteStore::open(path, Options::default()),
         Err(StoreError::Corrupt(_))
     ));
+}
+
+async fn names(store: &SqliteStore) -> Vec<String> {
+    let live = live(store).await;
+    live.into_iter().map(|(name, ..)| name).collect()
+}
+
+#[tokio::test]
+async fn a_damaged_file_is_set_aside_and_what_it_cannot_tell_comes_from_the_backup() {
+    let dir = TempDir::new().unwrap();
+    let (path, backup) = (dir.path().join("state.db"), dir.path().join("backup.db"));
+    let last = two_hundred(dir.path(), &backup).await;
+    damage(&path, |size| size / 2..size / 2 + 20_000);
+    let before = std::fs::read(&path).unwrap();
     let options = Options {
         backup: Some(backup),
         ..Options::default()
     };
     let opened = SqliteStore::open_or_quarantine(&path, options).unwrap();
-    assert!(opened.quarantined.is_some_and(|aside| aside.exists()));
-    assert_eq!(live(&opened.store).await.len(), 200);
+    let aside = opened.quarantined.unwrap();
+    assert!(std::fs::read(aside).unwrap() == before, "kept as it was");
+    let names = names(&opened.store).await;
+    assert_eq!(names.len(), 200);
+    // What is newer than the backup is there, and what was deleted since stays deleted.
+    assert!(names.contains(&"late".to_owned()) && !names.contains(&"7".to_owned()));
+    // No version is given out twice.
     assert!(opened.store.position().revision > last);
     assert!(opened.store.position().horizon > last);
+}
+
+#[tokio::test]
+async fn a_file_that_can_tell_nothing_is_replaced_by_the_backup() {
+    let dir = TempDir::new().unwrap();
+    let (path, backup) = (dir.path().join("state.db"), dir.path().join("backup.db"));
+    let last = two_hundred(dir.path(), &backup).await;
+    damage(&path, |size| 100..size);
+    let options = Options {
+        backup: Some(backup),
+        ..Options::default()
+    };
+    let opened = SqliteStore::open_or_quarantine(&path, options).unwrap();
+    let names = names(&opened.store).await;
+    assert_eq!(names.len(), 200);
+    assert!(!names.contains(&"late".to_owned()));
+    assert!(opened.store.position().horizon > last);
+}
+
+#[tokio::test]
+async fn without_a_backup_all_but_the_damaged_part_is_kept() {
+    let dir = TempDir::new().unwrap();
+    let (path, backup) = (dir.path().join("state.db"), dir.path().join("backup.db"));
+    two_hundred(dir.path(), &backup).await;
+    damage(&path, |size| size / 2..size / 2 + 20_000);
+    let opened = SqliteStore::open_or_quarantine(&path, Options::default()).unwrap();
+    let kept = names(&opened.store).await;
+    // Two objects on a page of 4 KiB.
+    assert!((185..200).contains(&kept.len()), "{}", kept.len());
+    assert!(kept.contains(&"0".to_owned()) && kept.contains(&"late".to_owned()));
+    drop(opened);
+    let empty = TempDir::new().unwrap();
+    let path = empty.path().join("state.db");
+    std::fs::write(&path, vec![0x5a; 8192]).unwrap();
+    let opened = SqliteStore::open_or_quarantine(&path, Options::default()).unwrap();
+    assert!(names(&opened.store).await.is_empty());
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ mod backup;
 mod history;
 mod log;
 mod pending;
+mod salvage;
 mod sqlite;
 mod writer;
 

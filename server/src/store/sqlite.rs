@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use tracing::{error, warn};
 
 use super::log::{self, Log};
+use super::salvage::{self, Found};
 use super::writer::{Command, Reply, Shared, Writer};
 use super::{Position, Record, Sink, Store, StoreError, Write};
 
@@ -86,8 +87,8 @@ impl SqliteStore {
         })
     }
 
-    /// Opens the file; if it is damaged, moves it aside for inspection and begins anew from the backup of the options, if
-    /// that is a sound one. Says so loudly.
+    /// Opens the file; if it is damaged, moves it aside for inspection and begins anew from what can be read of it and, for the
+    /// rest, from the backup of the options. Says so loudly.
     ///
     /// # Errors
     /// The file cannot be used, or moved.
@@ -104,24 +105,14 @@ impl SqliteStore {
         };
         let aside = quarantine(path)?;
         error!(%damage, file = %aside.display(), "the state database is damaged and was moved aside");
-        if let Some(backup) = options.backup.as_deref().filter(|backup| backup.exists()) {
-            match restore_from(backup, path, &options) {
-                Ok(store) => {
-                    warn!(backup = %backup.display(), "the state was restored from its last backup; later changes are lost");
-                    return Ok(Opened {
-                        store,
-                        quarantined: Some(aside),
-                    });
-                }
-                Err(error) => {
-                    error!(%error, backup = %backup.display(), "the backup cannot be used")
-                }
+        if let Err(error) = restore(&aside, path, &options) {
+            error!(%error, "nothing could be restored: beginning with an empty state");
+            // Half of it must not stand in the way of an empty beginning. Clients may hold versions of the lost state: none may be
+            // given out again.
+            remove(path);
+            if let Err(error) = Log::open(path).and_then(|mut log| log.jump(RESTORE_JUMP)) {
+                warn!(%error, "preparing the empty state");
             }
-        }
-        error!("no backup of the state: beginning with an empty one");
-        // Clients may hold versions of the lost state: none may be given out again.
-        if let Err(error) = Log::open(path).and_then(|mut log| log.jump(RESTORE_JUMP)) {
-            warn!(%error, "preparing the empty state");
         }
         Ok(Opened {
             store: SqliteStore::open(path, options)?,
@@ -235,14 +226,38 @@ fn quarantine(path: &Path) -> Result<PathBuf, StoreError> {
 /// How far revisions jump after a restore: more than were given out since any backup, as none may be given out twice.
 const RESTORE_JUMP: u64 = 1 << 32;
 
-fn restore_from(backup: &Path, path: &Path, options: &Options) -> Result<SqliteStore, StoreError> {
-    std::fs::copy(backup, path)
-        .map_err(|error| StoreError::Failed(format!("copying the backup: {error}")))?;
-    let opened = Log::open(path).and_then(|mut log| log.jump(RESTORE_JUMP));
-    if let Err(error) = opened {
-        // The damaged copy must not stand in the way of an empty beginning.
-        let _ = std::fs::remove_file(path);
-        return Err(error);
+/// Makes the file anew from what can be read of the damaged one and from the backup, and says what that was.
+fn restore(aside: &Path, path: &Path, options: &Options) -> Result<(), StoreError> {
+    let backup = options.backup.as_deref().filter(|backup| backup.exists());
+    let (mut log, found) = salvage::rebuild(aside, backup, path)?;
+    log.jump(RESTORE_JUMP)?;
+    let kept = backup.map_or_else(|| "none".to_owned(), |path| path.display().to_string());
+    let lost =
+        "changes in the part that cannot be read are lost as far as they are newer than the backup";
+    let Found { read, backup, .. } = found;
+    match (read, backup) {
+        (0, 0) => error!(
+            backup = kept,
+            "nothing of the state can be read, nor of a backup: beginning with an empty one"
+        ),
+        (0, _) => warn!(
+            backup = kept,
+            rows = backup,
+            "the state was restored from its last backup; later changes are lost"
+        ),
+        _ => warn!(
+            backup = kept, rows = read, rows_of_the_backup = backup, unreadable = ?found.unreadable,
+            "the state was restored from what can be read of the damaged file and from its last backup; {lost}"
+        ),
     }
-    SqliteStore::open(path, options.clone())
+    Ok(())
+}
+
+/// Removes a database and its log.
+fn remove(path: &Path) {
+    for suffix in ["", "-wal"] {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        let _ = std::fs::remove_file(name);
+    }
 }

@@ -547,11 +547,22 @@ impl EdgeBox {
         self.end_program(nix::sys::signal::Signal::SIGTERM);
     }
 
+    /// Freezes it (SIGSTOP): it hears of nothing any more, until it is killed.
+    #[track_caller]
+    pub fn freeze_program(&self) {
+        let pid = nix::unistd::Pid::from_raw(self.program_pid() as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    }
+
     #[track_caller]
     fn end_program(&mut self, signal: nix::sys::signal::Signal) {
         let pid = nix::unistd::Pid::from_raw(self.program_pid() as i32);
         nix::sys::signal::kill(pid, signal).unwrap();
-        let _ = self.program.take().expect("amphipod was started").wait();
+        let mut nsenter = self.program.take().expect("amphipod was started");
+        // It stopped with a program that was frozen.
+        let pid = nix::unistd::Pid::from_raw(nsenter.id() as i32);
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT);
+        let _ = nsenter.wait();
     }
 
     /// Waits for a program that ends by itself; its exit code.

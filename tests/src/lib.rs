@@ -6,7 +6,10 @@
 #![allow(clippy::unwrap_used)]
 
 pub mod client;
+pub mod counters;
+mod dice;
 mod edge_box;
+pub mod holdings;
 mod image;
 mod kubectl;
 pub mod pod;
@@ -14,6 +17,7 @@ mod registry;
 mod shared;
 mod wait;
 
+pub use dice::{Dice, rounds};
 pub use edge_box::{EdgeBox, Lan, binary, peer};
 pub use image::{BUSYBOX, Image, Tar, digest};
 pub use kubectl::{Kubectl, Ran};

@@ -4,187 +4,132 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use amphipod_tests::{BUSYBOX, EdgeBox, Kubectl, Lan, Registry, eventually};
-use serde_json::Value;
+use amphipod_tests::holdings::{self, holdings};
+use amphipod_tests::{
+    BUSYBOX, Dice, EdgeBox, Kubectl, Lan, Registry, counters, eventually, pod, rounds,
+};
+use serde_json::{Value, json};
 
-/// A small generator (xorshift64*): repeatable, and good enough to choose moments.
-struct Dice(u64);
+/// Somebody who writes all the time, and remembers what was acknowledged.
+#[derive(Default)]
+struct Load {
+    stop: AtomicBool,
+    maps: Mutex<Vec<String>>,
+    /// Of pods that end soon, each with an exit code of its own.
+    pods: Mutex<Vec<String>>,
+}
 
-impl Dice {
-    fn new(test: &str) -> Dice {
-        let seed = std::env::var("FAULT_SEED")
-            .ok()
-            .and_then(|text| text.parse().ok())
-            .unwrap_or_else(|| {
-                let now = std::time::SystemTime::now()
-                    .duration_since(std::time::UNIX_EPOCH)
-                    .unwrap();
-                now.as_nanos() as u64 | 1
+/// The exit code of the pod `ends-N`.
+fn code_of(pod: &str) -> u64 {
+    let number: u64 = pod.trim_start_matches("ends-").parse().unwrap();
+    1 + number % 200
+}
+
+impl Load {
+    fn write(&self, kubectl: &Kubectl) {
+        for number in 0..u64::MAX {
+            if self.stop.load(Ordering::Relaxed) {
+                return;
+            }
+            // So that some end while nobody looks.
+            let (name, tenths) = (format!("ends-{number}"), number % 15);
+            let script = format!(
+                "sleep {}.{}; echo last words of {name}; exit {}",
+                tenths / 10,
+                tenths % 10,
+                code_of(&name)
+            );
+            let ends = json!({"metadata": {"labels": {"load": "ends"}}, "spec": {"restartPolicy": "Never"}});
+            let maps = (0..15).map(|map| {
+                let name = format!("written-{number}-{map}");
+                json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}})
+                    .to_string()
             });
-        println!("{test}: FAULT_SEED={seed}");
-        Dice(seed)
+            let all: Vec<String> = std::iter::once(pod::pod(&name, &script, ends))
+                .chain(maps)
+                .collect();
+            // It goes on after what was refused, and tells what was not.
+            let create = ["create", "--validate=false", "-f", "-"];
+            for line in kubectl.run_with(&create, &all.join("\n")).stdout.lines() {
+                let name = line.trim_end_matches(" created");
+                if let Some(map) = name.strip_prefix("configmap/") {
+                    self.maps.lock().unwrap().push(map.to_owned());
+                } else if let Some(pod) = name.strip_prefix("pod/") {
+                    self.pods.lock().unwrap().push(pod.to_owned());
+                }
+            }
+        }
     }
 
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % limit
-    }
-}
-
-fn rounds(default: u64) -> u64 {
-    std::env::var("FAULT_ROUNDS")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(default)
-}
-
-/// A box with a registry and a ready node; the caller keeps all three alive.
-fn ready_box() -> (Lan, EdgeBox, Registry) {
-    let lan = Lan::new();
-    let mut edge_box = EdgeBox::new(&lan);
-    let registry = Registry::start(&edge_box);
-    edge_box.start(&[]);
-    edge_box.wait_until_ready();
-    (lan, edge_box, registry)
-}
-
-/// Pods that count aloud, ten lines a second.
-fn start_counters(kubectl: &Kubectl, count: usize) {
-    let pods = (0..count).map(|index| {
-        format!(
-            "apiVersion: v1
-kind: Pod
-metadata: {{name: counter-{index}, labels: {{app: counter}}}}
-spec:
-  terminationGracePeriodSeconds: 0
-  containers:
-  - name: main
-    image: {BUSYBOX}
-    command: [sh, -c, 'i=0; while :; do i=$((i+1)); echo $i; sleep 0.1; done']
----
-"
-        )
-    });
-    kubectl.apply(&pods.collect::<String>());
-    kubectl
-        .run(&[
-            "wait",
-            "pods",
-            "-l",
-            "app=counter",
-            "--for=condition=Ready",
-            "--timeout=60s",
-        ])
-        .ok();
-}
-
-/// Pod name to container ID and restart count.
-fn instances(kubectl: &Kubectl) -> BTreeMap<String, (String, u64)> {
-    let pods = kubectl.get(&["pods", "-l", "app=counter"]);
-    let items = pods["items"].as_array().unwrap().iter();
-    items
-        .map(|pod| {
-            let status = &pod["status"]["containerStatuses"][0];
-            let id = status["containerID"]
-                .as_str()
-                .unwrap_or_default()
-                .to_owned();
-            (
-                pod["metadata"]["name"].as_str().unwrap().to_owned(),
-                (id, status["restartCount"].as_u64().unwrap_or(0)),
-            )
-        })
-        .collect()
-}
-
-/// Every counter's log holds 1, 2, 3, ... without a gap or a repeat.
-#[track_caller]
-fn check_logs(kubectl: &Kubectl, names: impl Iterator<Item = String>) {
-    for name in names {
-        let text = kubectl.run(&["logs", &name]).ok();
-        let lines: Vec<u64> = text
-            .lines()
-            .map(|line| {
-                line.parse()
-                    .unwrap_or_else(|_| panic!("{name} logged {line:?}"))
-            })
-            .collect();
-        let broken = lines
-            .iter()
-            .zip(1..)
-            .find(|(line, expected)| **line != *expected);
-        assert_eq!(
-            broken, None,
-            "the log of {name} is broken there (line, expected)"
-        );
-        assert!(!lines.is_empty(), "{name} has no log");
+    /// Follows the ConfigMaps after a version, from one crash to the next, until it has seen all that was acknowledged. Their names
+    /// in the order of their events.
+    fn follow(&self, kubectl: &Kubectl, mut from: u64) -> Vec<String> {
+        let mut seen = Vec::new();
+        loop {
+            let stopped = self.stop.load(Ordering::Relaxed);
+            if stopped && self.maps.lock().unwrap().last() == seen.last() {
+                return seen;
+            }
+            let path = format!(
+                "/api/v1/namespaces/default/configmaps?watch=1&resourceVersion={from}&timeoutSeconds=2"
+            );
+            let mut watch = kubectl
+                .command(&["get", "--raw", &path])
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            for line in BufReader::new(watch.stdout.take().unwrap()).lines() {
+                // A crash may cut the last line short.
+                let Ok(event) = serde_json::from_str::<Value>(&line.unwrap()) else {
+                    continue;
+                };
+                assert_eq!(event["type"], "ADDED", "{event}");
+                let next = version(&event["object"]);
+                assert!(next > from, "{event} after {from}");
+                from = next;
+                let name = event["object"]["metadata"]["name"].as_str().unwrap();
+                seen.push(name.to_owned());
+            }
+            watch.wait().unwrap();
+        }
     }
 }
 
-/// What the box holds in kernel objects: they must not grow by crashes.
-fn kernel_objects(edge_box: &EdgeBox) -> BTreeMap<&'static str, usize> {
-    let count = |script: &str| {
-        edge_box
-            .run(&["sh", "-c", script])
-            .ok()
-            .trim()
-            .parse()
-            .unwrap()
-    };
-    BTreeMap::from([
-        ("mounts", count("wc -l < /proc/self/mounts")),
-        ("links", count("ip -o link | wc -l")),
-        (
-            "cgroups",
-            count(&format!(
-                "find /sys/fs/cgroup/*/{} -type d 2>/dev/null | wc -l",
-                edge_box.name()
-            )),
-        ),
-        ("nft rules", count("nft list ruleset | wc -l")),
-        ("processes", count("ps ax | grep -c '[a]mphipod'")),
-    ])
+fn version(object: &Value) -> u64 {
+    let text = object["metadata"]["resourceVersion"].as_str();
+    text.unwrap().parse().unwrap()
 }
 
 #[test]
 fn killing_the_program_at_any_moment_under_load_loses_nothing() {
     let mut dice = Dice::new("kill under load");
-    let (_lan, mut edge_box, _registry) = ready_box();
+    let lan = Lan::new();
+    let mut edge_box = EdgeBox::ready(&lan);
+    let _registry = Registry::start(&edge_box);
     let kubectl = edge_box.kubectl();
-    start_counters(&kubectl, 3);
-    let before = instances(&kubectl);
-    let objects = kernel_objects(&edge_box);
+    counters::start(&kubectl, 3);
+    let before = counters::instances(&kubectl);
+    let held = holdings(&edge_box);
+    let list = kubectl.run(&["get", "--raw", "/api/v1/namespaces/default/configmaps"]);
+    let from = version(&serde_json::from_str(&list.ok()).unwrap());
 
-    // Somebody writes all the time, and remembers what was acknowledged.
-    let stop = Arc::new(AtomicBool::new(false));
-    let acknowledged = Arc::new(Mutex::new(Vec::new()));
-    let writer = std::thread::spawn({
-        let (kubectl, stop, acknowledged) = (kubectl.clone(), stop.clone(), acknowledged.clone());
-        move || {
-            for number in 0.. {
-                if stop.load(Ordering::Relaxed) {
-                    break;
-                }
-                let name = format!("written-{number}");
-                if kubectl
-                    .run(&["create", "configmap", &name, "--from-literal=a=b"])
-                    .code
-                    == 0
-                {
-                    acknowledged.lock().unwrap().push(name);
-                }
-            }
-        }
+    let load = Arc::new(Load::default());
+    let with = |work: fn(&Load, &Kubectl, u64) -> Vec<String>| {
+        let (kubectl, load) = (kubectl.clone(), load.clone());
+        std::thread::spawn(move || work(&load, &kubectl, from))
+    };
+    let writer = with(|load, kubectl, _| {
+        load.write(kubectl);
+        Vec::new()
     });
+    let watcher = with(Load::follow);
     for round in 0..rounds(15) {
         std::thread::sleep(Duration::from_millis(dice.below(700)));
         edge_box.kill_program();
@@ -195,61 +140,72 @@ fn killing_the_program_at_any_moment_under_load_loses_nothing() {
             edge_box.wait_until_ready();
         }
         println!(
-            "round {round}: {} writes acknowledged",
-            acknowledged.lock().unwrap().len()
+            "round {round}: {} writes and {} pods acknowledged",
+            load.maps.lock().unwrap().len(),
+            load.pods.lock().unwrap().len()
         );
     }
     edge_box.wait_until_ready();
-    stop.store(true, Ordering::Relaxed);
+    load.stop.store(true, Ordering::Relaxed);
     writer.join().unwrap();
 
     let kept = kubectl.run(&["get", "configmaps", "-o", "name"]).ok();
-    let acknowledged = acknowledged.lock().unwrap();
-    for name in acknowledged.iter() {
+    let maps = load.maps.lock().unwrap().clone();
+    for name in &maps {
         assert!(
             kept.contains(&format!("configmap/{name}\n")),
             "{name} was acknowledged and is lost"
         );
     }
+    assert!(!maps.is_empty());
+    // The watch saw each, once: its versions rise.
+    let seen = watcher.join().unwrap();
+    for name in &maps {
+        let times = seen.iter().filter(|one| *one == name).count();
+        assert_eq!(times, 1, "events of {name}");
+    }
+    let acknowledged = load.pods.lock().unwrap().clone();
     assert!(!acknowledged.is_empty());
-    eventually(
-        "the pods to be told as before",
-        Duration::from_secs(20),
-        || {
-            let now = instances(&kubectl);
-            if now == before {
-                Ok(())
-            } else {
-                Err(format!("{now:?} instead of {before:?}"))
-            }
-        },
-    );
-    check_logs(&kubectl, before.into_keys());
-    eventually(
-        "kernel objects to be as before",
-        Duration::from_secs(10),
-        || {
-            let now = kernel_objects(&edge_box);
-            if now == objects {
-                Ok(())
-            } else {
-                Err(format!("{now:?} instead of {objects:?}"))
-            }
-        },
-    );
+    let ended = eventually("all pods to have ended", Duration::from_secs(60), || {
+        let pods = kubectl.get(&["pods", "-l", "load=ends"]);
+        let pods = pods["items"].as_array().unwrap().clone();
+        match pods.iter().find(|pod| pod["status"]["phase"] != "Failed") {
+            Some(pod) => Err(pod.to_string()),
+            None => Ok(pods),
+        }
+    });
+    let every = ["-l", "load=ends", "--tail=-1", "--max-log-requests=1000"];
+    let logs = kubectl.run(&[&["logs"], &every[..]].concat()).ok();
+    let mut words: Vec<&str> = logs.lines().collect();
+    let mut wanted = Vec::new();
+    let mut names = Vec::new();
+    for pod in &ended {
+        let name = pod["metadata"]["name"].as_str().unwrap();
+        let end = &pod["status"]["containerStatuses"][0]["state"]["terminated"];
+        assert_eq!(end["exitCode"], code_of(name), "{name}: {end}");
+        assert_eq!(end["reason"], "Error", "{name}: {end}");
+        wanted.push(format!("last words of {name}"));
+        names.push(name);
+    }
+    words.sort_unstable();
+    wanted.sort_unstable();
+    assert_eq!(words, wanted);
+    for name in &acknowledged {
+        assert!(names.contains(&name.as_str()), "{name} is lost");
+    }
+    let delete = ["delete", "pods", "-l", "load=ends", "--timeout=60s"];
+    kubectl.run(&delete).ok();
+    counters::are_as_before(&kubectl, &before);
+    counters::check_logs(&kubectl, before.keys());
+    holdings::are_as_before(&edge_box, &held);
 }
 
 #[test]
 fn a_watch_goes_on_after_a_crash_without_a_gap_or_a_repeat() {
-    let (_lan, mut edge_box, _registry) = ready_box();
+    let lan = Lan::new();
+    let mut edge_box = EdgeBox::ready(&lan);
     let kubectl = edge_box.kubectl();
     kubectl.run(&["create", "configmap", "it"]).ok();
-    let version = |object: &Value| {
-        object["metadata"]["resourceVersion"]
-            .as_str()
-            .unwrap()
-            .to_owned()
-    };
     let mut from = version(&kubectl.get(&["configmap", "it"]));
     let mut seen = Vec::new();
     for round in 0..6u64 {
@@ -291,88 +247,12 @@ fn a_watch_goes_on_after_a_crash_without_a_gap_or_a_repeat() {
 }
 
 #[test]
-fn killing_the_keeper_kills_no_container_and_loses_no_exit_code() {
-    let (_lan, mut edge_box, _registry) = ready_box();
-    let kubectl = edge_box.kubectl();
-    start_counters(&kubectl, 2);
-    kubectl.apply(&format!(
-        "apiVersion: v1
-kind: Pod
-metadata: {{name: ends}}
-spec:
-  restartPolicy: Never
-  volumes: [{{name: flag, hostPath: {{path: /var/lib/amphipod/flag, type: DirectoryOrCreate}}}}]
-  containers:
-  - name: main
-    image: {BUSYBOX}
-    command: [sh, -c, 'while [ ! -e /flag/go ]; do sleep 0.05; done; exit 23']
-    volumeMounts: [{{name: flag, mountPath: /flag}}]
-"
-    ));
-    kubectl.wait_for("pod/ends", "condition=Ready", 30);
-    let before = instances(&kubectl);
-    let keeper = |edge_box: &EdgeBox| {
-        edge_box
-            .run(&["pgrep", "-f", "^[^ ]*amphipod keeper"])
-            .ok()
-            .trim()
-            .to_owned()
-    };
-    let first = keeper(&edge_box);
-    edge_box.run(&["kill", "-9", &first]).ok();
-    eventually("another keeper", Duration::from_secs(10), || {
-        let now = edge_box
-            .run(&["pgrep", "-f", "^[^ ]*amphipod keeper"])
-            .stdout;
-        if now.trim().is_empty() || now.trim() == first {
-            Err(now)
-        } else {
-            Ok(())
-        }
-    });
-    // And the keeper and the agent, one right after the other.
-    edge_box.run(&["kill", "-9", &keeper(&edge_box)]).ok();
-    edge_box.kill_program();
-    edge_box.start(&[]);
-    edge_box.wait_until_ready();
-    std::fs::write(edge_box.disk().join("lib/flag/go"), "").unwrap();
-    kubectl.wait_for("pod/ends", "jsonpath={.status.phase}=Failed", 20);
-    let state = kubectl.get(&["pod", "ends"])["status"]["containerStatuses"][0]["state"].clone();
-    assert_eq!(state["terminated"]["exitCode"], 23, "{state}");
-    eventually(
-        "the counters to be told as before",
-        Duration::from_secs(20),
-        || {
-            let now = instances(&kubectl);
-            if now == before {
-                Ok(())
-            } else {
-                Err(format!("{now:?} instead of {before:?}"))
-            }
-        },
-    );
-    // What a keeper had read and not yet written goes with it; nothing is written twice.
-    for name in before.into_keys() {
-        let text = kubectl.run(&["logs", &name]).ok();
-        let lines: Vec<u64> = text.lines().map(|line| line.parse().unwrap()).collect();
-        assert!(
-            lines.windows(2).all(|pair| pair[0] < pair[1]),
-            "{name} repeats itself: {lines:?}"
-        );
-    }
-    assert_eq!(
-        kubectl
-            .run(&["exec", "counter-0", "--", "echo", "reached"])
-            .ok(),
-        "reached\n"
-    );
-}
-
-#[test]
 fn a_container_that_forks_without_bound_hurts_itself_alone() {
-    let (_lan, edge_box, _registry) = ready_box();
+    let lan = Lan::new();
+    let edge_box = EdgeBox::ready(&lan);
+    let _registry = Registry::start(&edge_box);
     let kubectl = edge_box.kubectl();
-    start_counters(&kubectl, 1);
+    counters::start(&kubectl, 1);
     kubectl.apply(&format!(
         "apiVersion: v1
 kind: Pod
@@ -409,67 +289,5 @@ spec:
             }
         },
     );
-    check_logs(&kubectl, ["counter-0".to_owned()].into_iter());
-}
-
-/// Overwrites a database beyond its first bytes, as a worn-out card might.
-fn corrupt(edge_box: &EdgeBox, folder: &str, name: &str) {
-    let path = edge_box.disk().join(folder).join(name);
-    let mut bytes = std::fs::read(&path).unwrap();
-    bytes[100..].fill(0x5a);
-    std::fs::write(&path, bytes).unwrap();
-    for end in ["-wal", "-shm"] {
-        let _ = std::fs::remove_file(path.with_file_name(format!("{name}{end}")));
-    }
-}
-
-/// The damaged file stands beside its successor, and the log says so.
-#[track_caller]
-fn check_put_aside(edge_box: &EdgeBox, folder: &str) {
-    let entries = std::fs::read_dir(edge_box.disk().join(folder)).unwrap();
-    let names: Vec<String> = entries
-        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
-        .collect();
-    assert!(
-        names.iter().any(|name| name.contains("damaged")),
-        "{folder}: {names:?}"
-    );
-    let log = edge_box.log();
-    assert!(log.contains("damaged"), "nothing was said: {log}");
-}
-
-#[test]
-fn a_corrupted_agent_database_is_put_aside_and_no_container_notices() {
-    let (_lan, mut edge_box, _registry) = ready_box();
-    let kubectl = edge_box.kubectl();
-    start_counters(&kubectl, 2);
-    let before = instances(&kubectl);
-    edge_box.kill_program();
-    corrupt(&edge_box, "lib/agent", "agent.db");
-    edge_box.start(&[]);
-    edge_box.wait_until_ready();
-    check_put_aside(&edge_box, "lib/agent");
-    eventually(
-        "the pods to be told as before",
-        Duration::from_secs(20),
-        || {
-            let now = instances(&kubectl);
-            if now == before {
-                Ok(())
-            } else {
-                Err(format!("{now:?} instead of {before:?}"))
-            }
-        },
-    );
-    check_logs(&kubectl, before.into_keys());
-}
-
-#[test]
-fn a_corrupted_server_database_is_put_aside_and_told() {
-    let (_lan, mut edge_box, _registry) = ready_box();
-    edge_box.kill_program();
-    corrupt(&edge_box, "lib/server", "state.db");
-    edge_box.start(&[]);
-    edge_box.wait_until_ready();
-    check_put_aside(&edge_box, "lib/server");
+    counters::check_logs(&kubectl, &["counter-0".to_owned()]);
 }

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use amphipod_tests::{BUSYBOX, EdgeBox, Lan, Registry, eventually};
+use amphipod_tests::{BUSYBOX, EdgeBox, Lan, Registry, eventually, pod};
 
 fn workload(edge_box: &EdgeBox) {
     let kubectl = edge_box.kubectl();
@@ -67,41 +67,13 @@ fn an_exit_while_the_program_was_away_is_told_afterwards() {
     edge_box.start(&[]);
     edge_box.wait_until_ready();
     let kubectl = edge_box.kubectl();
-    let until = "while [ ! -e /flag/go ]; do sleep 0.05; done; exit 17";
-    kubectl.apply(&format!(
-        "apiVersion: v1
-kind: Pod
-metadata: {{name: it}}
-spec:
-  restartPolicy: Never
-  volumes: [{{name: flag, hostPath: {{path: /var/lib/amphipod/flag, type: DirectoryOrCreate}}}}]
-  containers:
-  - name: main
-    image: {BUSYBOX}
-    command: [sh, -c, '{until}']
-    volumeMounts: [{{name: flag, mountPath: /flag}}]
-"
-    ));
-    kubectl.wait_for("pod/it", "condition=Ready", 30);
+    pod::ready(&kubectl, "it", &pod::until_end("it", "exit 17"));
     edge_box.kill_program();
-    std::fs::write(edge_box.disk().join("lib/flag/go"), "").unwrap();
-    eventually(
-        "the container's process to end",
-        Duration::from_secs(10),
-        || {
-            let ran = edge_box.run(&["sh", "-c", "ps ax | grep -c '[w]hile \\[ ! -e /flag/go'"]);
-            if ran.stdout.trim() == "0" {
-                Ok(())
-            } else {
-                Err(format!("{ran:?}"))
-            }
-        },
-    );
+    pod::end_and_wait(&edge_box, "it");
     edge_box.start(&[]);
     edge_box.wait_until_ready();
-    kubectl.wait_for("pod/it", "jsonpath={.status.phase}=Failed", 20);
-    let state = kubectl.get(&["pod", "it"])["status"]["containerStatuses"][0]["state"].clone();
-    assert_eq!(state["terminated"]["exitCode"], 17, "{state}");
+    let end = pod::failed_with(&kubectl, "it");
+    assert_eq!(end["exitCode"], 17, "{end}");
 }
 
 #[test]

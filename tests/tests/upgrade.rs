@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 
-use amphipod_tests::{BUSYBOX, EdgeBox, Kubectl, Lan, Registry, binary, eventually};
-use serde_json::Value;
+use amphipod_tests::{EdgeBox, Kubectl, Lan, Registry, binary, eventually, pod};
+use serde_json::{Value, json};
 
 /// The program with another version in all places where it names its own: another file, and another word, of the same length.
 fn another_build() -> Vec<u8> {
@@ -58,33 +58,10 @@ fn another_build_takes_over_and_nobody_notices_but_the_version() {
     edge_box.start(&[]);
     edge_box.wait_until_ready();
     let kubectl = edge_box.kubectl();
-    kubectl.apply(&format!(
-        "apiVersion: v1
-kind: Pod
-metadata: {{name: counter}}
-spec:
-  terminationGracePeriodSeconds: 0
-  containers:
-  - name: main
-    image: {BUSYBOX}
-    command: [sh, -c, 'i=0; while :; do i=$((i+1)); echo $i; sleep 0.1; done']
----
-apiVersion: v1
-kind: Pod
-metadata: {{name: ends}}
-spec:
-  restartPolicy: Never
-  volumes: [{{name: flag, hostPath: {{path: /var/lib/amphipod/flag, type: DirectoryOrCreate}}}}]
-  containers:
-  - name: main
-    image: {BUSYBOX}
-    command: [sh, -c, 'while [ ! -e /flag/go ]; do sleep 0.05; done; echo last words; exit 23']
-    volumeMounts: [{{name: flag, mountPath: /flag}}]
-"
-    ));
-    for pod in ["pod/counter", "pod/ends"] {
-        kubectl.wait_for(pod, "condition=Ready", 60);
-    }
+    let counts = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.1; done";
+    let ends = pod::until_end("ends", "echo last words; exit 23");
+    pod::ready(&kubectl, "counter", &pod::pod("counter", counts, json!({})));
+    pod::ready(&kubectl, "ends", &ends);
     let before = container(&kubectl, "counter");
     kubectl.run(&["create", "configmap", "it"]).ok();
     let version = |object: &Value| {
@@ -120,7 +97,7 @@ spec:
             edge_box.stop_program();
         }
         if round == 2 {
-            std::fs::write(edge_box.disk().join("lib/flag/go"), "").unwrap();
+            pod::end(&edge_box, "ends");
         }
         edge_box.start(&[]);
         edge_box.wait_until_ready();
@@ -168,9 +145,8 @@ spec:
         }
     }
     assert_eq!(seen, ["0", "1", "2", "3"]);
-    kubectl.wait_for("pod/ends", "jsonpath={.status.phase}=Failed", 30);
-    let state = kubectl.get(&["pod", "ends"])["status"]["containerStatuses"][0]["state"].clone();
-    assert_eq!(state["terminated"]["exitCode"], 23, "{state}");
+    let end = pod::failed_with(&kubectl, "ends");
+    assert_eq!(end["exitCode"], 23, "{end}");
     assert_eq!(kubectl.run(&["logs", "ends"]).ok(), "last words\n");
     let log = kubectl.run(&["logs", "counter"]).ok();
     let lines: Vec<u64> = log.lines().map(|line| line.parse().unwrap()).collect();

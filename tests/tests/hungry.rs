@@ -82,14 +82,17 @@ impl Host {
             }
         });
         let uid = pod["metadata"]["uid"].as_str().unwrap();
-        let used = format!(
-            "du -sm /var/lib/amphipod/agent/pods/{uid} /var/lib/amphipod/agent/runtime | awk '{{s += $1}} END {{print s}}'"
-        );
+        let places = format!("/var/lib/amphipod/agent/pods/{uid} /var/lib/amphipod/agent/runtime");
+        let used = format!("du -sm {places} | awk '{{s += $1}} END {{print s}}'");
+        let what = format!("find {places} -size +1M -ls; ps ax -o pid,stat,wchan,args");
         eventually("what it filled to be given back", SOON, || {
             let ran = self.edge_box.run(&["sh", "-c", &used]);
             match ran.stdout.trim().parse::<u64>() {
                 Ok(megabytes) if megabytes < 4 => Ok(()),
-                _ => Err(format!("{ran:?}")),
+                _ => Err(format!(
+                    "{ran:?}: {}",
+                    self.edge_box.run(&["sh", "-c", &what]).stdout
+                )),
             }
         });
     }

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use amphipod_tests::{EdgeBox, Kubectl, Lan, Registry, eventually};
 
-use crate::{SOON, Watch, counter_goes_on, ids, joined_box, pods_go_on, probes_go_on, start_pods};
+use crate::{
+    SOON, Watch, counter_goes_on, end_one, ids, joined_box, pods_go_on, probes_go_on, start_pods,
+};
 
 /// How long a node may be silent; it renews its Lease each second.
 const GRACE_SECONDS: usize = 5;
@@ -119,7 +121,7 @@ fn a_disk_that_takes_writes_again_gets_them_without_a_restart() {
         assert!(refusal.contains("refuses writes"), "{refusal}");
         kubectl.run(&["get", "configmap", "before"]).ok();
         // A container that ends now is restarted, though nobody can be told yet.
-        kubectl.exec("ends", &["kill", "1"]).ok();
+        end_one(&kubectl);
         eventually("the container to be restarted", SOON, || {
             let path = "jsonpath={.metadata.name}";
             kubectl.run(&["get", "pod", "ends", "-o", path]).ok();
@@ -176,7 +178,7 @@ fn a_joined_box_whose_disk_failed_keeps_its_pods_and_tells_how_they_are() {
         .run(&["delete", "pod", "probed", "--timeout=30s"])
         .ok();
     // A container that ends cannot be made anew: that is told.
-    kubectl.exec("ends", &["kill", "1"]).ok();
+    end_one(&kubectl);
     eventually("the failure to be told", SOON, || {
         let told = kubectl.run(&["describe", "pod", "ends"]).stdout;
         let wanted = ["Exit Code:    3", "Read-only file system"];

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::wait::eventually;
+use crate::wait::{eventually, patience};
 
 /// What a program printed and how it ended.
 #[derive(Debug, Clone)]
@@ -197,6 +197,7 @@ impl Kubectl {
     /// Waits for a condition with `kubectl wait`, and tells on failure what the objects look like.
     #[track_caller]
     pub fn wait_for(&self, what: &str, condition: &str, seconds: u32) {
+        let seconds = seconds * patience();
         let (condition, timeout) = (
             format!("--for={condition}"),
             format!("--timeout={seconds}s"),

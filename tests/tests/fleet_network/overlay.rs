@@ -115,6 +115,74 @@ fn an_overlay_that_this_kernel_lacks_is_refused_at_the_start_with_advice() {
     );
 }
 
+/// Counts, on the switch (`bridge`) or the router (`ip`) between the boxes, what one says to the other: WireGuard's packets, those of the API and
+/// the node API, and the rest.
+const SPY: &str = "table FAMILY spy {
+    counter wrapped {}
+    counter api {}
+    counter rest {}
+    chain between {
+        type filter hook forward priority 0;
+        meta protocol ip udp dport 51820 counter name wrapped accept
+        meta protocol ip tcp dport { 6443, 10250 } counter name api accept
+        meta protocol ip tcp sport { 6443, 10250 } counter name api accept
+        meta protocol ip counter name rest
+    }
+}";
+
+/// The packets that a counter of [`SPY`] saw.
+fn counted(lan: &Lan, family: &str, counter: &str) -> u64 {
+    let told = lan
+        .run(&["nft", "list", "counter", family, "spy", counter])
+        .ok();
+    let mut words = told.split_whitespace().skip_while(|w| *w != "packets");
+    words.nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn with_wireguard_nothing_of_what_pods_say_is_seen_between_the_boxes() {
+    let lan = Lan::new();
+    let probe = lan.run(&["ip", "link", "add", "probe", "type", "wireguard"]);
+    if probe.code != 0 {
+        println!("skipped: this kernel has no WireGuard (tests/vm/run.sh has one)");
+        return;
+    }
+    drop(lan);
+    for family in ["bridge", "ip"] {
+        let args = ["--overlay", "wireguard"];
+        let fleet = match family {
+            "bridge" => Fleet::start(&args),
+            _ => Fleet::routed(&args),
+        };
+        all_is_well(&fleet);
+        for on in [&fleet.server, &fleet.agent] {
+            let routes = routes(on);
+            assert!(routes.contains("dev amphi-wg"), "{routes}");
+        }
+        let w = World::new(&fleet, "secret", &["one-a", "two-b"]);
+        let spec = w.service(
+            "two",
+            "type: NodePort, selector: {app: two}, ports: [{port: 80, targetPort: http}]",
+        );
+        let service = format!("{}:80", spec["clusterIP"].as_str().unwrap());
+        w.answered_by("one-a", &service, &["two-b"]);
+        let spy = SPY.replace("FAMILY", family);
+        fleet.lan.run(&["nft", &spy]).ok();
+        talk(&w, "one-a", "two-b");
+        talk(&w, "two-b", "one-a");
+        w.answered_by("one-a", &service, &["two-b"]);
+        assert_eq!(counted(&fleet.lan, family, "rest"), 0);
+        // Two megabytes each way.
+        assert!(counted(&fleet.lan, family, "wrapped") > 2_000);
+        // The spy sees what is not wrapped: what a box itself asks of the other.
+        let port = format!("{}:{}", fleet.agent.address(), spec["ports"][0]["nodePort"]);
+        w.answers(fleet.server.name(), &["two-b"], || {
+            ask_from(&fleet.server, std::slice::from_ref(&port))
+        });
+        assert!(counted(&fleet.lan, family, "rest") > 0);
+    }
+}
+
 /// Sends a datagram of VXLAN to a box from the LAN, in which a pod seems to send a UDP packet to a pod of that box.
 fn forge(fleet: &Fleet, to: &EdgeBox, from: &str, pod: &str) {
     let bytes = |ip: &str| -> Vec<u8> { ip.split('.').map(|byte| byte.parse().unwrap()).collect() };

@@ -113,14 +113,22 @@ impl Fleet {
     }
 }
 
+/// `AMPHIPOD_TEST_OVERLAY`: how packets travel in all fleets of this file that do not care, instead of what they have by themselves.
+fn forced_overlay() -> Option<String> {
+    std::env::var("AMPHIPOD_TEST_OVERLAY").ok()
+}
+
 /// The fleet of this test process, started by the first caller.
 #[track_caller]
 pub fn fleet() -> &'static Fleet {
     static FLEET: OnceLock<Fleet> = OnceLock::new();
-    FLEET.get_or_init(|| Fleet::start(&[]))
+    FLEET.get_or_init(|| match forced_overlay() {
+        Some(kind) => Fleet::start(&["--overlay", &kind]),
+        None => Fleet::start(&[]),
+    })
 }
 
-/// Two boxes with VXLAN between them, for one test at a time: they may do with it what they want, if they put it right again.
+/// Two boxes with VXLAN (or what is forced) between them, for one test at a time: they may do with it what they want, if they put it right again.
 #[track_caller]
 pub fn wrapped_fleet() -> Wrapped {
     static FLEET: Mutex<Option<Fleet>> = Mutex::new(None);
@@ -131,7 +139,10 @@ pub fn wrapped_fleet() -> Wrapped {
         *fleet = None;
         fleet
     });
-    fleet.get_or_insert_with(|| Fleet::start(&["--overlay", "vxlan"]));
+    fleet.get_or_insert_with(|| {
+        let kind = forced_overlay().unwrap_or_else(|| "vxlan".to_owned());
+        Fleet::start(&["--overlay", &kind])
+    });
     Wrapped(fleet)
 }
 

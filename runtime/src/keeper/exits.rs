@@ -31,12 +31,22 @@ impl Keeper {
     pub(super) fn take_signals(&mut self) {
         while let Ok(Some(info)) = self.signals.read_signal() {
             if info.ssi_signo == libc::SIGTERM as u32 {
-                // Containers must not lose their keeper; without any, nobody needs one.
-                let idle = self.containers.values().all(|c| c.life.exit.is_some());
-                self.quit = idle && self.pending.is_empty();
+                self.asked_to_end = true;
+                self.quit = self.idle();
             }
         }
         self.reap();
+    }
+
+    /// Containers must not lose their keeper; without any, nobody needs one.
+    fn idle(&self) -> bool {
+        self.pending.is_empty() && self.containers.values().all(|c| c.life.exit.is_some())
+    }
+
+    /// Whether the last of the containers for which a keeper stayed has ended, and nobody is there who might start others: a machine that
+    /// shuts down asks every process once, and then waits for those that stay.
+    pub(super) fn is_left_alone(&self) -> bool {
+        self.asked_to_end && self.clients.is_empty() && self.exited.is_empty() && self.idle()
     }
 
     /// Collects every ended child.

@@ -188,6 +188,8 @@ pub(super) struct Keeper {
     buffer: Vec<u8>,
     lines: Vec<u8>,
     quit: bool,
+    /// Somebody sent SIGTERM, while containers ran or not.
+    asked_to_end: bool,
 }
 
 /// Becomes the keeper: `<program> keeper <config>` or `<program> keeper --resume <fd>`. Returns the exit code.
@@ -315,6 +317,7 @@ impl Keeper {
             buffer: vec![0; socket::MAX_MESSAGE],
             lines: Vec::new(),
             quit: false,
+            asked_to_end: false,
         };
         let fds = [
             (keeper.listener.as_raw_fd(), Source::Listener),
@@ -401,6 +404,9 @@ impl Keeper {
         let mut events = [EpollEvent::empty(); 32];
         while !self.quit {
             self.finish_exits();
+            if self.is_left_alone() {
+                break;
+            }
             self.try_upgrade();
             let count = match self.epoll.wait(&mut events, self.patience()) {
                 Ok(count) => count,

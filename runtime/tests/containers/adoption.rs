@@ -2,7 +2,7 @@ use std::boxed::Box as Boxed;
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use amphipod_runtime::*;
 
@@ -223,6 +223,67 @@ pub async fn containers_survive_the_agent(b: Boxed<Box>) {
     assert_eq!(support::wait(&again, "c").await.code, 8);
 }
 
+/// Another process is the agent, and parent of a keeper, of the container `c`; it is told which layers that is made of. The keeper's process number beside it.
+fn agent_of_its_own(dir: &Path, layers: &[String]) -> (Child, i32) {
+    let mut agent = Command::new("/proc/self/exe")
+        .arg("agent")
+        .arg(dir)
+        .arg(layers.join(":"))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(agent.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    let keeper = std::fs::read_dir("/proc").unwrap().flatten().find_map(|e| {
+        let pid: i32 = e.file_name().to_str()?.parse().ok()?;
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let parent: u32 = stat.rsplit(") ").next()?.split(' ').nth(1)?.parse().ok()?;
+        let keeper = std::fs::read_to_string(format!("/proc/{pid}/cmdline"))
+            .ok()?
+            .contains("\0keeper\0");
+        (parent == agent.id() && keeper).then_some(pid)
+    });
+    (agent, keeper.unwrap())
+}
+
+pub async fn a_keeper_that_was_asked_to_end_stays_for_its_containers_and_no_longer(b: Boxed<Box>) {
+    let layers: Vec<String> = b
+        .shell("", "")
+        .layers
+        .iter()
+        .map(|l| l.display().to_string())
+        .collect();
+    let shm = b.sandbox.shm_path.clone();
+    let (dir, log) = (b.dir.clone(), b.dir.join("logs/c.log"));
+    let Box {
+        runtime,
+        config,
+        sandbox: _sandbox,
+        ..
+    } = *b;
+    runtime.stop_keeper().await.unwrap();
+    let (mut agent, keeper) = agent_of_its_own(&dir, &layers);
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    // As a machine that shuts down: everybody is asked once.
+    kill(keeper, libc::SIGTERM);
+    let lines = || {
+        std::fs::read_to_string(&log)
+            .unwrap_or_default()
+            .lines()
+            .count()
+    };
+    let count = lines();
+    until("the log goes on", || lines() > count + 5).await;
+    std::fs::write(shm.join("go"), "").unwrap();
+    wait_gone(keeper).await;
+    // What it saw is not lost.
+    let again = Runtime::open(config).await.unwrap();
+    assert_eq!(support::wait(&again, "c").await.code, 8);
+}
+
 pub async fn containers_survive_keeper_and_agent_together(b: Boxed<Box>) {
     let layers: Vec<String> = b
         .shell("", "")
@@ -241,27 +302,7 @@ pub async fn containers_survive_keeper_and_agent_together(b: Boxed<Box>) {
         ..
     } = *b;
     runtime.stop_keeper().await.unwrap();
-    let mut agent = Command::new("/proc/self/exe")
-        .arg("agent")
-        .arg(&dir)
-        .arg(layers.join(":"))
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    BufReader::new(agent.stdout.take().unwrap())
-        .read_line(&mut line)
-        .unwrap();
-    let keeper = std::fs::read_dir("/proc").unwrap().flatten().find_map(|e| {
-        let pid: i32 = e.file_name().to_str()?.parse().ok()?;
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let parent: u32 = stat.rsplit(") ").next()?.split(' ').nth(1)?.parse().ok()?;
-        let keeper = std::fs::read_to_string(format!("/proc/{pid}/cmdline"))
-            .ok()?
-            .contains("\0keeper\0");
-        (parent == agent.id() && keeper).then_some(pid)
-    });
-    let keeper = keeper.unwrap();
+    let (mut agent, keeper) = agent_of_its_own(&dir, &layers);
     kill(keeper, libc::SIGKILL);
     agent.kill().unwrap();
     agent.wait().unwrap();

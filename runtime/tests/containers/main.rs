@@ -89,6 +89,7 @@ const TESTS: &[Test] = tests![
     adoption::a_forgotten_command_does_not_hold_up_its_container,
     adoption::containers_survive_the_agent,
     adoption::containers_survive_keeper_and_agent_together,
+    adoption::a_keeper_that_was_asked_to_end_stays_for_its_containers_and_no_longer,
     adoption::a_create_that_dies_half_way_leaves_nothing,
     adoption::the_keeper_upgrades_itself_in_place,
     adoption::a_failed_upgrade_changes_nothing,

@@ -215,6 +215,10 @@ pub(crate) enum Reply {
     Sandbox {
         pid: i32,
     },
+    /// When it was started: [`Life::started_at`]. Keepers of before say `Done`.
+    Started {
+        at: i64,
+    },
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -232,9 +232,13 @@ impl Runtime {
     }
 
     /// Lets the created process run its program. Fails with [`Error::Exec`] if the kernel refuses the program; the container then
-    /// exits with code 128.
-    pub async fn start_container(&self, id: &str) -> Result<()> {
-        let started = self.call(Op::Start { id: id.into() }).await.map(drop);
+    /// exits with code 128. Tells when it started, as [`Runtime::container`] will.
+    pub async fn start_container(&self, id: &str) -> Result<jiff::Timestamp> {
+        let started = match self.call(Op::Start { id: id.into() }).await {
+            Ok(Reply::Started { at }) => Ok(time(at)),
+            Ok(_) => Ok(jiff::Timestamp::now()),
+            Err(error) => Err(error),
+        };
         let id = id.to_string();
         self.blocking(move |place| {
             place.trim_container(&id);
@@ -521,8 +525,12 @@ impl Place {
     }
 }
 
+/// From nanoseconds since the epoch.
+fn time(ns: i64) -> jiff::Timestamp {
+    jiff::Timestamp::from_nanosecond(ns.into()).unwrap_or_default()
+}
+
 fn status(record: &Record, life: &Life) -> ContainerStatus {
-    let time = |ns: i64| jiff::Timestamp::from_nanosecond(ns.into()).unwrap_or_default();
     let started = (life.started_at != 0).then(|| time(life.started_at));
     let state = match (&life.exit, started) {
         (Some(exit), started_at) => ContainerState::Exited {

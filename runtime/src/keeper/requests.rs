@@ -214,14 +214,15 @@ impl Keeper {
         let text = std::mem::take(&mut container.error_text);
         let waiter = container.starting.take();
         if text.is_empty() {
-            container.life.started_at = now_ns();
+            let at = now_ns();
+            container.life.started_at = at;
             let id = container.record.id.clone();
             let pid = container.life.pid;
             if let Some(container) = self.containers.get(&index) {
                 self.save_life(container);
             }
             if let Some((client, seq)) = waiter {
-                self.reply(client, seq, Ok(Reply::Done));
+                self.reply(client, seq, Ok(Reply::Started { at }));
             }
             self.broadcast(Event::Started { id, pid });
         } else if let Some((client, seq)) = waiter {

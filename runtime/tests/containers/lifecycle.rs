@@ -54,9 +54,14 @@ pub async fn a_created_container_waits_until_it_is_started(b: Boxed<Box>) {
     let state = b.runtime.container("c").await.unwrap().state;
     assert_eq!(state, ContainerState::Created);
     assert_eq!(b.log("c"), "");
-    b.runtime.start_container("c").await.unwrap();
+    let told = b.runtime.start_container("c").await.unwrap();
     b.wait("c").await;
     assert_eq!(b.log("c"), "ran\n");
+    // Whoever asks later hears of the same moment.
+    match b.runtime.container("c").await.unwrap().state {
+        ContainerState::Exited { started_at, .. } => assert_eq!(started_at, Some(told)),
+        other => panic!("{other:?}"),
+    }
     let again = b.runtime.start_container("c").await.unwrap_err();
     assert!(matches!(again, Error::State(_)), "{again}");
 }

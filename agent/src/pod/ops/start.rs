@@ -292,12 +292,15 @@ async fn attempt(
         Some(&name),
         "Container created".into(),
     );
-    if let Err(e) = deps.runtime.start_container(&id).await {
-        let message = format!("failed to start container \"{id}\": {}", describe(&e));
-        warn("Failed", &format!("Error: {message}"));
-        let _ = deps.runtime.remove_container(&id).await;
-        return Err(StartFailure::Start { id, message });
-    }
+    let started_at = match deps.runtime.start_container(&id).await {
+        Ok(at) => at,
+        Err(e) => {
+            let message = format!("failed to start container \"{id}\": {}", describe(&e));
+            warn("Failed", &format!("Error: {message}"));
+            let _ = deps.runtime.remove_container(&id).await;
+            return Err(StartFailure::Start { id, message });
+        }
+    };
     r.events.tell(
         Severity::Normal,
         "Started",
@@ -306,7 +309,7 @@ async fn attempt(
     );
     Ok(Started {
         id,
-        started_at: Timestamp::now(),
+        started_at,
         image_id,
     })
 }

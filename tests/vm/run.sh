@@ -173,7 +173,7 @@ for check in "${wanted[@]}"; do
         -kernel "$vm/vmlinuz" -initrd "$vm/initrd.gz" \
         -append "console=ttyS0 rw loglevel=4 systemd.show_status=1 mitigations=off panic=-1 check=$check tests=$filter" \
         -drive "file=$vm/disk.img,if=virtio,format=raw,snapshot=on,cache=unsafe" -drive "file=$vm/goods.img,if=virtio,format=raw,readonly=on" \
-        -nic user,model=virtio-net-pci,restrict=on -device virtio-rng-pci \
+        -nic user,model=virtio-net-pci,restrict=on,ipv6=off -device virtio-rng-pci \
         -serial "file:$vm/$check.console" -monitor none \
         -device virtio-serial-pci -chardev "file,id=result,path=$result" -device virtserialport,chardev=result,name=result </dev/null ||
         echo "the machine ended with $?" >>"$result"

@@ -22,7 +22,8 @@ check() {
     else
         echo "FAILED  $promise ($((SECONDS - start)) s)"
         # And what the program says of itself.
-        { echo; systemctl show -p ActiveState,SubState,NRestarts amphipod.service; journalctl -b -u amphipod -n 15 --no-pager; kubectl get nodes,pods -A -o wide; } >>$state/said 2>&1
+        [ ! -f $KUBECONFIG ] || { echo; systemctl show -p ActiveState,SubState,NRestarts amphipod.service; journalctl -b -u amphipod -n 15 --no-pager; kubectl get nodes,pods -A -o wide
+            kubectl describe nodes | sed -n '/^Conditions/,/^Addresses/p'; } >>$state/said 2>&1
         sed 's/^/        | /' $state/said | tail -n "${LINES_SHOWN:-60}"
         echo "$promise" >>$state/failed
     fi

@@ -172,23 +172,9 @@ impl Tools {
         }
     }
 
-    /// All resources that have a table of their own, but Events, which nobody owns.
+    /// As [`stored`].
     pub fn stored(&self) -> Vec<Arc<Descriptor>> {
-        let all = self.registry.catalog().snapshot();
-        let own = all
-            .iter()
-            .filter(|d| d.stored && d.storage_as.is_none() && d.kind != "Event");
-        let mut stored: Vec<Arc<Descriptor>> = Vec::new();
-        for descriptor in own {
-            // One for each resource, whatever versions it has.
-            if !stored
-                .iter()
-                .any(|have| have.plural == descriptor.plural && have.group == descriptor.group)
-            {
-                stored.push(descriptor.clone());
-            }
-        }
-        stored
+        stored(&self.registry)
     }
 
     /// A request in this controller's name.
@@ -207,6 +193,25 @@ impl Tools {
             .context(resource, namespace)?
             .with_subresource(subresource))
     }
+}
+
+/// All resources that have a table of their own, but Events, which nobody owns.
+fn stored(registry: &Registry) -> Vec<Arc<Descriptor>> {
+    let all = registry.catalog().snapshot();
+    let own = all
+        .iter()
+        .filter(|d| d.stored && d.storage_as.is_none() && d.kind != "Event");
+    let mut stored: Vec<Arc<Descriptor>> = Vec::new();
+    for descriptor in own {
+        // One for each resource, whatever versions it has.
+        if !stored
+            .iter()
+            .any(|have| have.plural == descriptor.plural && have.group == descriptor.group)
+        {
+            stored.push(descriptor.clone());
+        }
+    }
+    stored
 }
 
 /// Reads a typed object.
@@ -253,6 +258,7 @@ fn all() -> Vec<Arc<dyn Controller>> {
 pub fn start(registry: Arc<Registry>, config: Config) -> Controllers {
     let mut tasks = JoinSet::new();
     let config = Arc::new(config);
+    let mut listeners = Listeners::new();
     for controller in all() {
         let user = Arc::new(UserInfo::service_account("kube-system", controller.name()));
         let tools = Tools {
@@ -261,14 +267,26 @@ pub fn start(registry: Arc<Registry>, config: Config) -> Controllers {
             config: config.clone(),
             user,
         };
-        tasks.spawn(run(controller, tools));
+        let queue = Arc::new(Queue::default());
+        for source in controller.sources() {
+            let listener = Listener {
+                keys: source.keys,
+                tools: tools.clone(),
+                queue: queue.clone(),
+            };
+            let listeners = listeners.entry(source.resource).or_default();
+            listeners.push(Arc::new(listener));
+        }
+        tasks.spawn(run(controller, tools, queue));
     }
+    tasks.spawn(follow(registry, listeners));
     Controllers { _tasks: tasks }
 }
 
 /// How many objects one controller works on at once.
 const WORKERS: usize = 8;
 
+#[derive(Default)]
 struct Queue {
     work: Mutex<WorkQueue>,
     changed: Notify,
@@ -280,16 +298,7 @@ impl Queue {
     }
 }
 
-async fn run(controller: Arc<dyn Controller>, tools: Tools) {
-    let queue = Arc::new(Queue {
-        work: Mutex::default(),
-        changed: Notify::new(),
-    });
-    // Ends, and all in it, when this task does.
-    let mut following = JoinSet::new();
-    for source in controller.sources() {
-        following.spawn(follow(source, tools.clone(), queue.clone()));
-    }
+async fn run(controller: Arc<dyn Controller>, tools: Tools, queue: Arc<Queue>) {
     let mut working = JoinSet::new();
     let free = Arc::new(Semaphore::new(WORKERS));
     loop {
@@ -363,23 +372,45 @@ impl Drop for AtWork {
 /// The resource whose objects define resources.
 const DEFINITIONS: &str = "customresourcedefinitions.apiextensions.k8s.io";
 
-/// Turns changes into keys.
-async fn follow(source: Source, tools: Tools, queue: Arc<Queue>) {
-    let catalog = tools.registry.catalog();
-    if let Some(resource) = source.resource {
-        return match catalog.by_resource(resource) {
-            Some(descriptor) => follow_one(descriptor, source.keys, tools.clone(), queue).await,
-            None => unreachable!("{resource} is a built-in resource"),
-        };
+/// A controller that wants to hear of the changes of a resource.
+struct Listener {
+    keys: Keys,
+    tools: Tools,
+    queue: Arc<Queue>,
+}
+
+impl Listener {
+    fn hear(&self, descriptor: &Descriptor, event: &Event) {
+        let keys = (self.keys)(&self.tools, descriptor, event);
+        if keys.is_empty() {
+            return;
+        }
+        let mut work = self.queue.lock();
+        keys.into_iter().for_each(|key| work.add(key));
+        drop(work);
+        self.queue.changed.notify_one();
     }
+}
+
+/// By resource, as [`Source::resource`].
+type Listeners = HashMap<Option<&'static str>, Vec<Arc<Listener>>>;
+
+/// Turns changes into keys, in one task for each resource: most changes concern no controller, and are to wake as little as can be.
+async fn follow(registry: Arc<Registry>, listeners: Listeners) {
+    let catalog = registry.catalog();
+    let of = |resource: &str| -> Vec<Arc<Listener>> {
+        let named = listeners.get(&Some(resource));
+        let all = listeners.get(&None);
+        named.into_iter().chain(all).flatten().cloned().collect()
+    };
     let mut followed: HashMap<String, tokio::task::AbortHandle> = HashMap::new();
     // Ends, and all in it, when this task does.
     let mut following = JoinSet::new();
     let mut definitions = catalog
         .by_resource(DEFINITIONS)
-        .map(|d| tools.registry.table(&d).list_and_watch(None).1);
+        .map(|d| registry.table(&d).list_and_watch(None).1);
     loop {
-        let stored = tools.stored();
+        let stored = stored(&registry);
         followed.retain(|resource, task| {
             let there = stored
                 .iter()
@@ -390,13 +421,10 @@ async fn follow(source: Source, tools: Tools, queue: Arc<Queue>) {
             there
         });
         for descriptor in stored {
-            followed.entry(descriptor.resource()).or_insert_with(|| {
-                following.spawn(follow_one(
-                    descriptor.clone(),
-                    source.keys.clone(),
-                    tools.clone(),
-                    queue.clone(),
-                ))
+            let entry = followed.entry(descriptor.resource());
+            entry.or_insert_with_key(|resource| {
+                let listeners = of(resource);
+                following.spawn(follow_one(descriptor, registry.clone(), listeners))
             });
         }
         while following.try_join_next().is_some() {}
@@ -408,24 +436,23 @@ async fn follow(source: Source, tools: Tools, queue: Arc<Queue>) {
     }
 }
 
-/// Turns the changes of one resource into keys.
-async fn follow_one(descriptor: Arc<Descriptor>, keys: Keys, tools: Tools, queue: Arc<Queue>) {
-    let add = |event: &Event| {
-        let keys = keys(&tools, &descriptor, event);
-        if keys.is_empty() {
-            return;
+/// Tells the changes of one resource.
+async fn follow_one(
+    descriptor: Arc<Descriptor>,
+    registry: Arc<Registry>,
+    listeners: Vec<Arc<Listener>>,
+) {
+    let tell = |event: &Event| {
+        for listener in &listeners {
+            listener.hear(&descriptor, event);
         }
-        let mut work = queue.lock();
-        keys.into_iter().for_each(|key| work.add(key));
-        drop(work);
-        queue.changed.notify_one();
     };
     loop {
-        let table = tools.registry.table(&descriptor);
+        let table = registry.table(&descriptor);
         let (list, mut watch) = table.list_and_watch(None);
         for object in list.items {
             // What is there at the start is told as if it came now.
-            add(&Event {
+            tell(&Event {
                 kind: EventType::Added,
                 revision: object.meta.revision,
                 object,
@@ -434,7 +461,7 @@ async fn follow_one(descriptor: Arc<Descriptor>, keys: Keys, tools: Tools, queue
         }
         // Falling behind the ring of changes: everything is looked at again.
         while let Ok(events) = watch.next().await {
-            events.iter().for_each(|event| add(event));
+            events.iter().for_each(|event| tell(event));
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }

@@ -153,11 +153,8 @@ async fn evict(deps: &Arc<Deps>, pods: &Pods, short: Pressure) {
         resource,
         "evicting a pod, because the node is short"
     );
-    let grace = Some(std::time::Duration::from_secs(if short.memory {
-        0
-    } else {
-        30
-    }));
+    // As the kubelet does beyond a hard threshold: what takes the last of something is not let go on for long.
+    let grace = Some(std::time::Duration::from_secs(1));
     actor.tell(Msg::Fail {
         reason: "Evicted".into(),
         message,

@@ -34,7 +34,7 @@ use crate::auth::Authorizer;
 use crate::auth::authn::{CertificateUser, TokenAuthenticator};
 use crate::auth::removed::RemovedNodes;
 use crate::bootstrap::pki::{self, Pki};
-use crate::bootstrap::{addresses, objects};
+use crate::bootstrap::{addresses, moves, objects};
 use crate::cache::Cache;
 use crate::http::app::{App, PLACES};
 use crate::http::connect::Direct;
@@ -248,6 +248,15 @@ impl Server {
         tokio::spawn(auth::rbac::aggregator::run(registry.clone(), stop.clone()));
         tokio::spawn(registry::expire::events(registry.clone(), stop.clone()));
         tokio::spawn(renew(pki.clone(), stop.clone()));
+        if config.listen.ip().is_unspecified() {
+            tokio::spawn(moves::follow(
+                config.clone(),
+                pki.clone(),
+                registry.clone(),
+                facts,
+                stop.clone(),
+            ));
+        }
 
         let control = config.run_controllers.then(|| {
             let told = controllers::Config {

@@ -7,7 +7,8 @@ use anyhow::Context;
 
 use crate::ServerConfig;
 
-/// The address that others should use: as configured, or that of the listener, or that of the default route.
+/// The address that others should use: as configured, or that of the listener, or that of the default route; loopback
+/// while there is none.
 pub fn advertised(config: &ServerConfig) -> IpAddr {
     if let Some(address) = config.advertise_address {
         return address;
@@ -15,13 +16,16 @@ pub fn advertised(config: &ServerConfig) -> IpAddr {
     if !config.listen.ip().is_unspecified() {
         return config.listen.ip();
     }
-    default_route_address()
-        .or_else(|| interface_addresses(config).into_iter().next())
+    // Where nobody listens nobody is to come; `[::]` takes both families.
+    let served = |ip: &IpAddr| ip.is_ipv4() || config.listen.is_ipv6();
+    default_route_addresses()
+        .chain(interface_addresses(config))
+        .find(served)
         .unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
 }
 
-/// The source address of packets to the world. Connecting a UDP socket sends nothing.
-fn default_route_address() -> Option<IpAddr> {
+/// The source addresses of packets to the world, IPv4 first. Connecting a UDP socket sends nothing.
+fn default_route_addresses() -> impl Iterator<Item = IpAddr> {
     let anywhere: [(&str, SocketAddr); 2] = [
         ("0.0.0.0:0", SocketAddr::from(([192, 0, 2, 1], 9))),
         (
@@ -29,14 +33,14 @@ fn default_route_address() -> Option<IpAddr> {
             SocketAddr::from((Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 9)),
         ),
     ];
-    anywhere.into_iter().find_map(|(local, remote)| {
+    anywhere.into_iter().filter_map(|(local, remote)| {
         let socket = UdpSocket::bind(local).ok()?;
         socket.connect(remote).ok()?;
         Some(socket.local_addr().ok()?.ip())
     })
 }
 
-/// Addresses of this host's interfaces, without loopback, link-local ones and those of the pod network.
+/// Addresses of this host's interfaces, without loopback, link-local ones and those of pods and services.
 fn interface_addresses(config: &ServerConfig) -> Vec<IpAddr> {
     let Ok(interfaces) = nix::ifaddrs::getifaddrs() else {
         return Vec::new();
@@ -55,7 +59,9 @@ fn interface_addresses(config: &ServerConfig) -> Vec<IpAddr> {
             IpAddr::V4(v4) => v4.is_loopback() || v4.is_link_local(),
             IpAddr::V6(v6) => v6.is_loopback() || v6.is_unicast_link_local(),
         };
-        if !local && !found.contains(&ip) && !in_ranges(ip, &config.cluster_cidrs) {
+        // The address of DNS is on this box as well.
+        let ours = in_ranges(ip, &config.cluster_cidrs) || in_ranges(ip, &config.service_cidrs);
+        if !local && !ours && !found.contains(&ip) {
             found.push(ip);
         }
     }

@@ -1,6 +1,7 @@
 //! What a first start makes, and every start checks: keys and certificates, and the objects that are always there.
 
 pub mod addresses;
+pub mod moves;
 pub mod objects;
 pub mod pki;
 mod policy;

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::policy;
 use crate::auth::UserInfo;
 use crate::auth::rbac::rules;
-use crate::registry::Registry;
+use crate::registry::{DeleteOptions, Registry};
 
 /// Namespaces that are always there.
 pub const NAMESPACES: [&str; 4] = ["default", "kube-node-lease", "kube-public", "kube-system"];
@@ -62,7 +62,7 @@ pub async fn ensure(registry: &Registry, facts: &Facts) -> Result<(), Status> {
             |_, _| false,
         )
     });
-    let service = kubernetes_service(registry, &user, facts);
+    let service = kubernetes_service(registry, facts);
     let trust = keep(
         registry,
         &user,
@@ -199,11 +199,8 @@ fn authentication(facts: &Facts) -> Value {
 }
 
 /// The service by which pods reach the API, and its endpoint, which no controller keeps.
-async fn kubernetes_service(
-    registry: &Registry,
-    user: &Arc<UserInfo>,
-    facts: &Facts,
-) -> Result<(), Status> {
+pub async fn kubernetes_service(registry: &Registry, facts: &Facts) -> Result<(), Status> {
+    let user = &Arc::new(UserInfo::apiserver());
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
     let port = facts.endpoint.port();
     let service = json!({
@@ -256,6 +253,7 @@ async fn kubernetes_service(
     if facts.endpoint.ip().is_loopback() {
         return Ok(());
     }
+    make_way(registry, user, &slice).await?;
     tokio::try_join!(
         keep(
             registry,
@@ -274,6 +272,19 @@ async fn kubernetes_service(
             mend_slice
         ),
     )?;
+    Ok(())
+}
+
+/// Removes the slice of another family: the type of its addresses never changes.
+async fn make_way(registry: &Registry, user: &Arc<UserInfo>, wanted: &Value) -> Result<(), Status> {
+    let cx = registry.context(user, "endpointslices.discovery.k8s.io", "default")?;
+    let name = meta::name(wanted);
+    let stored = registry.table(&cx.descriptor).get("default", name);
+    if stored.is_some_and(|slice| slice.value()["addressType"] != wanted["addressType"]) {
+        registry
+            .delete(&cx, name, &DeleteOptions::default())
+            .await?;
+    }
     Ok(())
 }
 

@@ -30,7 +30,7 @@ pub struct Pki {
     dir: PathBuf,
     ca: Ca,
     /// Names and addresses of the serving certificate.
-    sans: Vec<String>,
+    sans: RwLock<Vec<String>>,
     pub token_keys: Arc<TokenKeys>,
     admin: RwLock<Arc<Identity>>,
     kubelet_client: RwLock<Arc<Identity>>,
@@ -136,7 +136,7 @@ impl Pki {
         let due_at = renewal_of(end_of(&key));
         Ok(Pki {
             ca,
-            sans,
+            sans: RwLock::new(sans),
             token_keys: Arc::new(
                 TokenKeys::load(&sa_key).context("reading the service account key")?,
             ),
@@ -155,14 +155,12 @@ impl Pki {
     /// # Errors
     /// As [`Pki::open`].
     pub fn renew(&self) -> anyhow::Result<()> {
+        let sans = self.names();
         let serving = ensure(
             &self.dir,
             "apiserver",
-            |old| covers(old, &self.sans),
-            || {
-                self.ca
-                    .issue_server("kube-apiserver", &self.sans, LEAF_LIFETIME)
-            },
+            |old| covers(old, &sans),
+            || self.ca.issue_server("kube-apiserver", &sans, LEAF_LIFETIME),
         )?;
         let key = chain(&serving, &self.ca)?;
         let admin = ensure(
@@ -201,8 +199,21 @@ impl Pki {
     }
 
     /// Names and addresses of the server: nobody else may have a certificate for them.
-    pub fn names(&self) -> &[String] {
-        &self.sans
+    pub fn names(&self) -> Vec<String> {
+        current(&self.sans)
+    }
+
+    /// Serves these names and addresses from now on.
+    ///
+    /// # Errors
+    /// As [`Pki::open`].
+    pub fn rename(&self, sans: Vec<String>) -> anyhow::Result<()> {
+        if self.names() == sans {
+            return Ok(());
+        }
+        replace(&self.sans, sans);
+        let _renewing = self.renewing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.renew()
     }
 
     /// The CA certificate, PEM.

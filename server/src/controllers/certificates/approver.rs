@@ -88,7 +88,7 @@ async fn serving(tools: &Tools, name: &str, csr: &Value) -> Result<Outcome> {
         // It registers just now; looked at again when it has told its addresses.
         return Ok(Outcome::Done);
     }
-    if let Some(refused) = not_of(node, &info.sans, &nodes, tools.config.pki.names()) {
+    if let Some(refused) = not_of(node, &info.sans, &nodes, &tools.config.pki.names()) {
         tracing::warn!(
             request = name,
             user = user.name,

@@ -1,0 +1,111 @@
+//! A box may start before it has its address, and get another one while it runs.
+
+#![allow(clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use amphipod_tests::{EdgeBox, Kubectl, Lan, eventually};
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// The addresses of the API as pods are told: of the slice, and of the Endpoints.
+fn told(kubectl: &Kubectl) -> [String; 2] {
+    [
+        (
+            "endpointslice",
+            "jsonpath={.addressType} {.endpoints[*].addresses[*]}",
+        ),
+        ("endpoints", "jsonpath={.subsets[*].addresses[*].ip}"),
+    ]
+    .map(|(kind, path)| kubectl.run(&["get", kind, "kubernetes", "-o", path]).stdout)
+}
+
+/// Waits until the API is said to be at `address`, and is.
+#[track_caller]
+fn reached_at(kubectl: &Kubectl, family: &str, address: &str) {
+    let wanted = [format!("{family} {address}"), address.to_owned()];
+    eventually("the API's address", SOON, || match told(kubectl) {
+        told if told == wanted => Ok(()),
+        told => Err(told.join("; ")),
+    });
+    let host = if family == "IPv6" {
+        format!("[{address}]")
+    } else {
+        address.to_owned()
+    };
+    let server = format!("--server=https://{host}:6443");
+    // The certificate names the address, or kubectl would refuse it.
+    kubectl.run(&[&server, "get", "--raw", "/readyz"]).ok();
+}
+
+#[test]
+fn the_api_is_where_the_box_is_also_when_that_changes() {
+    let lan = Lan::new();
+    let mut edge_box = EdgeBox::new(&lan);
+    let sh = |edge_box: &EdgeBox, line: &str| edge_box.run(&["sh", "-c", line]).ok();
+    // Routers may announce IPv6 before anybody has answered to DHCP.
+    sh(
+        &edge_box,
+        "ip -4 addr flush dev eth0; ip addr add fd00:9::5/64 dev eth0 nodad; ip route add default via fd00:9::1",
+    );
+    edge_box.start(&[]);
+    let kubectl = edge_box.kubectl();
+    eventually("the API", SOON, || {
+        let ran = kubectl.run(&["get", "--raw", "/readyz"]);
+        if ran.code == 0 {
+            Ok(())
+        } else {
+            Err(ran.stderr)
+        }
+    });
+    // It listens on IPv4 only, so it is not said to be at the other address.
+    assert_eq!(told(&kubectl), ["", ""]);
+
+    let address = edge_box.address().to_owned();
+    let (network, _) = address.rsplit_once('.').unwrap();
+    let route = format!("ip route replace default via {network}.254");
+    sh(
+        &edge_box,
+        &format!("ip addr add {address}/24 dev eth0; {route}"),
+    );
+    reached_at(&kubectl, "IPv4", &address);
+    edge_box.wait_until_ready();
+
+    // A new lease.
+    let other = format!("{network}.77");
+    sh(
+        &edge_box,
+        &format!("ip addr del {address}/24 dev eth0; ip addr add {other}/24 dev eth0; {route}"),
+    );
+    reached_at(&kubectl, "IPv4", &other);
+    let node = ["get", "node", edge_box.name(), "-o"];
+    let node = [
+        &node[..],
+        &["jsonpath={.status.addresses[?(@.type==\"InternalIP\")].address}"],
+    ]
+    .concat();
+    eventually("the node's address", Duration::from_secs(60), || {
+        let told = kubectl.run(&node).stdout;
+        if told == other { Ok(()) } else { Err(told) }
+    });
+}
+
+#[test]
+fn an_api_of_both_families_is_told_of_at_ipv4_when_there_is_one() {
+    let lan = Lan::new();
+    let mut edge_box = EdgeBox::new(&lan);
+    let sh = |edge_box: &EdgeBox, line: &str| edge_box.run(&["sh", "-c", line]).ok();
+    sh(
+        &edge_box,
+        "ip -4 addr flush dev eth0; ip addr add fd00:9::5/64 dev eth0 nodad; ip route add default via fd00:9::1",
+    );
+    edge_box.start(&["--listen", "[::]:6443"]);
+    let kubectl = edge_box.kubectl();
+    reached_at(&kubectl, "IPv6", "fd00:9::5");
+    let address = edge_box.address().to_owned();
+    let (network, _) = address.rsplit_once('.').unwrap();
+    let lease =
+        format!("ip addr add {address}/24 dev eth0; ip route add default via {network}.254");
+    sh(&edge_box, &lease);
+    reached_at(&kubectl, "IPv4", &address);
+}

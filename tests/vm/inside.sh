@@ -48,7 +48,7 @@ traces() (
     {
         find / -xdev \( -path /vm -o -path /tmp -o -path /root -o -path /project \) -prune -o -print | sed 's/^/file /'
         find /run -not -path '/run/systemd/*' -not -path '/run/udev/*' -not -path '/run/log/*' -not -path '/run/kubectl-cache*' | sed 's/^/file /'
-        find /sys/fs/cgroup -type d -not -path '*/system.slice/*' -not -path '*/user.slice/*' -not -path '*/init.scope*' | sed 's/^/cgroup /'
+        find /sys/fs/cgroup -type d -not -path '*/system.slice/*' -not -path '*/user.slice/*' -not -path '*/init.scope*' -not -name '*.mount' | sed 's/^/cgroup /'
         cut -d' ' -f5 /proc/self/mountinfo | sed 's/^/mount /'
         ip -o link | cut -d: -f2 | sed 's/^/link /'
         ip -o addr | cut -d' ' -f2-7 | sed 's/^/address /'
@@ -62,13 +62,15 @@ traces() (
         sed 's/^/user /' /etc/passwd /etc/group
         # What every new interface gets is no trace of ours.
         find /proc/sys/net /proc/sys/kernel /proc/sys/vm /proc/sys/fs -type f -perm -u+w -not -path '*/conf/*' -not -path '*/neigh/*' \
-            -not -name 'random*' -not -name ns_last_pid -exec grep -sH . {} + | sed 's/^/setting /'
+            -not -name 'random*' -not -name ns_last_pid -not -name user_reserve_kbytes -exec grep -sH . {} + | sed 's/^/setting /'
         grep -sH . /proc/sys/net/ipv[46]/conf/{all,default,lo,en*}/* | sed 's/^/setting /'
         systemctl list-unit-files --no-legend --no-pager | sed 's/ .*//; s/^/unit /'
         systemctl list-units --all --plain --no-legend --no-pager 'amphipod*' | sed 's/^/loaded /'
     } 2>/dev/null | grep -v -E '^process (find|sed|cut|tr|grep|bash|/bin/bash|sort|sleep|lsns)|^file /var/(lib/systemd|log/journal|tmp/systemd)|/etc/resolv.conf' | sort -u
 )
 
+# Modules stay, and their settings with them: as they are before anything of ours runs.
+modprobe -a nf_conntrack nf_flow_table || true
 . "/project/tests/vm/checks/$name.sh"
 stage=$(cat $state/stage 2>/dev/null || echo 0)
 [ "$stage" != 0 ] || echo "Linux $(uname -r), $(. /etc/os-release && echo "$PRETTY_NAME"), $(systemctl --version | head -n 1), $(stat -fc %T /sys/fs/cgroup)"

@@ -250,6 +250,13 @@ fn have_kubectl() -> bool {
     there
 }
 
+/// Whether kubectl refuses to replace what is not there. Upstream (json-patch v4) adds it, as we do; Debian builds kubectl with v5.
+fn refuses_to_replace_nothing() -> bool {
+    let document = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}});
+    let patch = json!([{"op": "replace", "path": "/metadata/finalizers", "value": ["a/b"]}]);
+    kubectl("json", &document, &patch).is_err_and(|why| why.contains("missing field"))
+}
+
 /// Compares both on many cases. Where kubectl refuses, we must, and the other way round.
 fn agree(
     kind: &str,
@@ -260,6 +267,7 @@ fn agree(
     if !have_kubectl() {
         return;
     }
+    let strict = refuses_to_replace_nothing();
     let mut applied = 0;
     for seed in 1..=cases {
         let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
@@ -269,6 +277,7 @@ fn agree(
         let theirs = kubectl(kind, &document, &patch);
         let context = format!("seed {seed}\ndocument {document}\npatch {patch}");
         match (result, theirs) {
+            (_, Err(theirs)) if strict && theirs.contains("missing field") => {}
             (Ok(()), Ok(theirs)) => {
                 applied += 1;
                 assert_eq!(plain(ours), plain(theirs), "{context}");

@@ -70,8 +70,11 @@ async fn a_namespace_tells_what_it_waits_for_and_pods_go_first() {
     let bench = Bench::new().await;
     bench.create("namespaces", namespace("held")).await;
     bench
-        .until_so("its account", || {
+        .until_so("its account and the CA", || {
             bench.get("serviceaccounts", "held", "default").is_some()
+                && bench
+                    .get("configmaps", "held", "kube-root-ca.crt")
+                    .is_some()
         })
         .await;
     let mut pod = template("web", "i");

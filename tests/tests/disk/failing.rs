@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use amphipod_tests::{EdgeBox, Kubectl, Lan, Registry, eventually};
 
 use crate::{
-    SOON, Watch, counter_goes_on, end_one, ids, joined_box, pods_go_on, probes_go_on, start_pods,
+    DISK_MIB, SOON, Watch, counter_goes_on, end_one, ids, joined_box, pods_go_on, probes_go_on,
+    start_pods,
 };
 
 /// How long a node may be silent; it renews its Lease each second.
@@ -39,7 +40,7 @@ fn fail(edge_box: &EdgeBox) {
 #[test]
 fn a_disk_that_failed_takes_no_writes_loses_none_and_stops_no_pod() {
     let lan = Lan::new();
-    let mut edge_box = EdgeBox::with_small_disk(&lan, 96);
+    let mut edge_box = EdgeBox::with_small_disk(&lan, DISK_MIB);
     let registry = Registry::start(&edge_box);
     edge_box.start(&[
         &format!("--node-monitor-grace-period={GRACE_SECONDS}s"),
@@ -97,7 +98,7 @@ fn kubectl_is_as_before(edge_box: &EdgeBox) {
 fn a_disk_that_takes_writes_again_gets_them_without_a_restart() {
     let (_lan, edge_box, _registry) = {
         let lan = Lan::new();
-        let mut edge_box = EdgeBox::with_small_disk(&lan, 96);
+        let mut edge_box = EdgeBox::with_small_disk(&lan, DISK_MIB);
         let registry = Registry::start(&edge_box);
         edge_box.start(&[]);
         edge_box.wait_until_ready();

@@ -3,14 +3,14 @@
 use amphipod_tests::{BUSYBOX, EdgeBox, Lan, Registry, eventually};
 
 use crate::{
-    SOON, Watch, counter_goes_on, create_until_refused, disk_pressure, fill, ids, joined_box,
-    make_space, pods_go_on, probes_go_on, start_pods, written,
+    DISK_MIB, SOON, Watch, counter_goes_on, create_until_refused, disk_pressure, fill, ids,
+    joined_box, make_space, pods_go_on, probes_go_on, start_pods, written,
 };
 
 #[test]
 fn on_a_full_disk_pods_reads_and_deletions_go_on_and_writes_come_back_with_the_space() {
     let lan = Lan::new();
-    let mut edge_box = EdgeBox::with_small_disk(&lan, 96);
+    let mut edge_box = EdgeBox::with_small_disk(&lan, DISK_MIB);
     let _registry = Registry::start(&edge_box);
     edge_box.start(&[]);
     edge_box.wait_until_ready();

@@ -15,6 +15,8 @@ use std::time::Duration;
 use amphipod_tests::{BUSYBOX, EdgeBox, Kubectl, Lan, Registry, binary, eventually};
 
 const SOON: Duration = Duration::from_secs(30);
+/// Of a small disk: room for the image, whose tool is half as large again where the compiler comes with the debugging symbols of its library.
+const DISK_MIB: u64 = 128;
 
 /// Pods that show whether a node works: one counts aloud, one ends when it is told to, one is ready when it is told to.
 fn start_pods(kubectl: &Kubectl, node: &str) {
@@ -259,7 +261,7 @@ fn disk_pressure(kubectl: &Kubectl, node: &EdgeBox, wanted: &str) {
 fn joined_box() -> (Lan, EdgeBox, EdgeBox, Registry) {
     let lan = Lan::new();
     let server = EdgeBox::ready(&lan);
-    let mut agent = EdgeBox::with_small_disk(&lan, 96);
+    let mut agent = EdgeBox::with_small_disk(&lan, DISK_MIB);
     let registry = Registry::start(&agent);
     let line = server
         .run(&[binary().to_str().unwrap(), "token", "create"])

@@ -3,7 +3,9 @@
 
 use amphipod_tests::{EdgeBox, Lan, Registry, eventually};
 
-use crate::{SOON, fill, ids, joined_box, make_space, pods_go_on, probes_go_on, start_pods};
+use crate::{
+    DISK_MIB, SOON, fill, ids, joined_box, make_space, pods_go_on, probes_go_on, start_pods,
+};
 
 type Start = fn(&mut EdgeBox);
 
@@ -51,7 +53,7 @@ fn uncover(edge_box: &EdgeBox) {
 #[test]
 fn the_first_start_on_a_disk_that_takes_no_writes_is_made_up_for_later() {
     let lan = Lan::new();
-    let mut edge_box = EdgeBox::with_small_disk(&lan, 96);
+    let mut edge_box = EdgeBox::with_small_disk(&lan, DISK_MIB);
     for start in [SERVER, ALL_IN_ONE] {
         remount(&edge_box, "ro");
         ends_and_says_why(&mut edge_box, start, "Read-only file system");
@@ -67,7 +69,7 @@ fn the_first_start_on_a_disk_that_takes_no_writes_is_made_up_for_later() {
 #[test]
 fn a_box_that_starts_on_a_read_only_disk_loses_nothing_and_stops_no_container() {
     let lan = Lan::new();
-    let mut edge_box = EdgeBox::with_small_disk(&lan, 96);
+    let mut edge_box = EdgeBox::with_small_disk(&lan, DISK_MIB);
     let registry = Registry::start(&edge_box);
     edge_box.start(&[]);
     edge_box.wait_until_ready();
@@ -141,7 +143,7 @@ fn a_joined_box_that_starts_on_a_read_only_disk_loses_nothing_and_stops_no_conta
 #[test]
 fn a_box_that_boots_with_a_full_disk_runs_its_pods() {
     let lan = Lan::new();
-    let mut edge_box = EdgeBox::with_small_disk(&lan, 96);
+    let mut edge_box = EdgeBox::with_small_disk(&lan, DISK_MIB);
     let registry = Registry::start(&edge_box);
     edge_box.start(&[]);
     edge_box.wait_until_ready();

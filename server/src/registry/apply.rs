@@ -49,7 +49,10 @@ impl Registry {
         loop {
             let table = self.table(&cx.descriptor);
             if table.get(&cx.namespace, name).is_some() || part.is_some() {
-                let change = |old: &Value| self.applied(cx, old, &config);
+                let change = |old: &Value| {
+                    let (object, managed) = self.applied(cx, old, &config)?;
+                    Ok((object, Owners::Are(managed)))
+                };
                 match self.modify_as(cx, name, change).await {
                     Err(gone) if gone.is_not_found() && part.is_none() => {}
                     done => return Ok((done?, false)),
@@ -87,19 +90,17 @@ impl Registry {
             return Err(Status::conflict(&cx.group_resource(), name, why));
         }
         let nothing = json!({"apiVersion": config["apiVersion"], "kind": config["kind"], "metadata": {"name": name}});
-        match self.applied(cx, &nothing, config)? {
-            (object, Owners::Are(managed)) => self.create_value(cx, object, &managed).await,
-            (object, Owners::Writer) => self.create_value(cx, object, &Managed::default()).await,
-        }
+        let (object, managed) = self.applied(cx, &nothing, config)?;
+        self.create_value(cx, object, &managed).await
     }
 
-    /// The stored object with the configuration applied.
+    /// The stored object with the configuration applied, and who owns its fields then.
     fn applied(
         &self,
         cx: &Context,
         old: &Value,
         config: &Value,
-    ) -> Result<(Value, Owners), Status> {
+    ) -> Result<(Value, Managed), Status> {
         let root = &cx.descriptor.schema().root;
         let mut live = old.clone();
         let mut before = Managed::read(&take_managed(&mut live)).unwrap_or_default();
@@ -124,7 +125,7 @@ impl Registry {
                 {
                     write_last_applied(&mut object, config);
                 }
-                Ok((object, Owners::Are(managed)))
+                Ok((object, managed))
             }
         }
     }

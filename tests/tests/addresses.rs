@@ -38,16 +38,24 @@ fn reached_at(kubectl: &Kubectl, family: &str, address: &str) {
     kubectl.run(&[&server, "get", "--raw", "/readyz"]).ok();
 }
 
-#[test]
-fn the_api_is_where_the_box_is_also_when_that_changes() {
-    let lan = Lan::new();
-    let mut edge_box = EdgeBox::new(&lan);
-    let sh = |edge_box: &EdgeBox, line: &str| edge_box.run(&["sh", "-c", line]).ok();
-    // Routers may announce IPv6 before anybody has answered to DHCP.
+fn sh(edge_box: &EdgeBox, line: &str) -> String {
+    edge_box.run(&["sh", "-c", line]).ok()
+}
+
+/// Routers may announce IPv6 before anybody has answered to DHCP.
+fn without_ipv4(lan: &Lan) -> EdgeBox {
+    let edge_box = EdgeBox::new(lan);
     sh(
         &edge_box,
         "ip -4 addr flush dev eth0; ip addr add fd00:9::5/64 dev eth0 nodad; ip route add default via fd00:9::1",
     );
+    edge_box
+}
+
+#[test]
+fn the_api_is_where_the_box_is_also_when_that_changes() {
+    let lan = Lan::new();
+    let mut edge_box = without_ipv4(&lan);
     edge_box.start(&[]);
     let kubectl = edge_box.kubectl();
     eventually("the API", SOON, || {
@@ -93,12 +101,7 @@ fn the_api_is_where_the_box_is_also_when_that_changes() {
 #[test]
 fn an_api_of_both_families_is_told_of_at_ipv4_when_there_is_one() {
     let lan = Lan::new();
-    let mut edge_box = EdgeBox::new(&lan);
-    let sh = |edge_box: &EdgeBox, line: &str| edge_box.run(&["sh", "-c", line]).ok();
-    sh(
-        &edge_box,
-        "ip -4 addr flush dev eth0; ip addr add fd00:9::5/64 dev eth0 nodad; ip route add default via fd00:9::1",
-    );
+    let mut edge_box = without_ipv4(&lan);
     edge_box.start(&["--listen", "[::]:6443"]);
     let kubectl = edge_box.kubectl();
     reached_at(&kubectl, "IPv6", "fd00:9::5");

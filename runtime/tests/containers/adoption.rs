@@ -193,12 +193,7 @@ pub fn agent(dir: &OsStr, layers: &OsStr) {
 pub async fn containers_survive_the_agent(b: Boxed<Box>) {
     // The keeper belongs to the other agent.
     let keeper = b.runtime.keeper_pid();
-    let layers: Vec<String> = b
-        .shell("", "")
-        .layers
-        .iter()
-        .map(|l| l.display().to_string())
-        .collect();
+    let layers = layers(&b);
     let mut agent = Command::new("/proc/self/exe")
         .arg("agent")
         .arg(&b.dir)
@@ -221,6 +216,15 @@ pub async fn containers_survive_the_agent(b: Boxed<Box>) {
     assert_eq!(running(&again, "c").await, pid);
     std::fs::write(b.sandbox.shm_path.join("go"), "").unwrap();
     assert_eq!(support::wait(&again, "c").await.code, 8);
+}
+
+/// The layers of the containers of a box, as `agent` is told of them.
+fn layers(b: &Box) -> Vec<String> {
+    let spec = b.shell("", "");
+    spec.layers
+        .iter()
+        .map(|l| l.display().to_string())
+        .collect()
 }
 
 /// Another process is the agent, and parent of a keeper, of the container `c`; it is told which layers that is made of. The keeper's process number beside it.
@@ -249,12 +253,7 @@ fn agent_of_its_own(dir: &Path, layers: &[String]) -> (Child, i32) {
 }
 
 pub async fn a_keeper_that_was_asked_to_end_stays_for_its_containers_and_no_longer(b: Boxed<Box>) {
-    let layers: Vec<String> = b
-        .shell("", "")
-        .layers
-        .iter()
-        .map(|l| l.display().to_string())
-        .collect();
+    let layers = layers(&b);
     let shm = b.sandbox.shm_path.clone();
     let (dir, log) = (b.dir.clone(), b.dir.join("logs/c.log"));
     let Box {
@@ -285,12 +284,7 @@ pub async fn a_keeper_that_was_asked_to_end_stays_for_its_containers_and_no_long
 }
 
 pub async fn containers_survive_keeper_and_agent_together(b: Boxed<Box>) {
-    let layers: Vec<String> = b
-        .shell("", "")
-        .layers
-        .iter()
-        .map(|l| l.display().to_string())
-        .collect();
+    let layers = layers(&b);
     let log = |b: &Box| b.log("c");
     let dir = b.dir.clone();
     // Nothing of it is held by this process.

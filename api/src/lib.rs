@@ -8,6 +8,7 @@ pub mod client;
 pub mod field;
 pub mod files;
 pub mod gvk;
+pub mod host;
 pub mod ip;
 pub mod join;
 pub mod jwt;

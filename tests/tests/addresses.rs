@@ -43,21 +43,25 @@ fn sh(edge_box: &EdgeBox, line: &str) -> String {
 }
 
 /// Routers may announce IPv6 before anybody has answered to DHCP.
-fn without_ipv4(lan: &Lan) -> EdgeBox {
-    let edge_box = EdgeBox::new(lan);
+fn take_ipv4(edge_box: &EdgeBox) {
     sh(
-        &edge_box,
+        edge_box,
         "ip -4 addr flush dev eth0; ip addr add fd00:9::5/64 dev eth0 nodad; ip route add default via fd00:9::1",
     );
-    edge_box
 }
 
-#[test]
-fn the_api_is_where_the_box_is_also_when_that_changes() {
-    let lan = Lan::new();
-    let mut edge_box = without_ipv4(&lan);
-    edge_box.start(&[]);
-    let kubectl = edge_box.kubectl();
+/// Somebody answers to DHCP after all. The address.
+fn give_ipv4(edge_box: &EdgeBox) -> String {
+    let address = edge_box.address().to_owned();
+    let (network, _) = address.rsplit_once('.').unwrap();
+    let lease =
+        format!("ip addr add {address}/24 dev eth0; ip route replace default via {network}.254");
+    sh(edge_box, &lease);
+    address
+}
+
+#[track_caller]
+fn wait_for_the_api(kubectl: &Kubectl) {
     eventually("the API", SOON, || {
         let ran = kubectl.run(&["get", "--raw", "/readyz"]);
         if ran.code == 0 {
@@ -66,24 +70,31 @@ fn the_api_is_where_the_box_is_also_when_that_changes() {
             Err(ran.stderr)
         }
     });
+}
+
+#[test]
+fn the_api_is_where_the_box_is_also_when_that_changes() {
+    let lan = Lan::new();
+    let mut edge_box = EdgeBox::new(&lan);
+    take_ipv4(&edge_box);
+    edge_box.start(&[]);
+    let kubectl = edge_box.kubectl();
+    wait_for_the_api(&kubectl);
     // It listens on IPv4 only, so it is not said to be at the other address.
     assert_eq!(told(&kubectl), ["", ""]);
 
-    let address = edge_box.address().to_owned();
-    let (network, _) = address.rsplit_once('.').unwrap();
-    let route = format!("ip route replace default via {network}.254");
-    sh(
-        &edge_box,
-        &format!("ip addr add {address}/24 dev eth0; {route}"),
-    );
+    let address = give_ipv4(&edge_box);
     reached_at(&kubectl, "IPv4", &address);
     edge_box.wait_until_ready();
 
     // A new lease.
+    let (network, _) = address.rsplit_once('.').unwrap();
     let other = format!("{network}.77");
     sh(
         &edge_box,
-        &format!("ip addr del {address}/24 dev eth0; ip addr add {other}/24 dev eth0; {route}"),
+        &format!(
+            "ip addr del {address}/24 dev eth0; ip addr add {other}/24 dev eth0; ip route replace default via {network}.254"
+        ),
     );
     reached_at(&kubectl, "IPv4", &other);
     let node = ["get", "node", edge_box.name(), "-o"];
@@ -101,14 +112,38 @@ fn the_api_is_where_the_box_is_also_when_that_changes() {
 #[test]
 fn an_api_of_both_families_is_told_of_at_ipv4_when_there_is_one() {
     let lan = Lan::new();
-    let mut edge_box = without_ipv4(&lan);
+    let mut edge_box = EdgeBox::new(&lan);
+    take_ipv4(&edge_box);
     edge_box.start(&["--listen", "[::]:6443"]);
     let kubectl = edge_box.kubectl();
     reached_at(&kubectl, "IPv6", "fd00:9::5");
-    let address = edge_box.address().to_owned();
-    let (network, _) = address.rsplit_once('.').unwrap();
-    let lease =
-        format!("ip addr add {address}/24 dev eth0; ip route add default via {network}.254");
-    sh(&edge_box, &lease);
+    reached_at(&kubectl, "IPv4", &give_ipv4(&edge_box));
+}
+
+#[test]
+fn an_address_that_came_while_the_disk_took_no_writes_is_told_when_it_does() {
+    let lan = Lan::new();
+    let mut edge_box = EdgeBox::with_small_disk(&lan, 96);
+    take_ipv4(&edge_box);
+    edge_box.start(&[]);
+    let kubectl = edge_box.kubectl();
+    wait_for_the_api(&kubectl);
+    // A file that is immutable refuses writes also through descriptors that are open (chattr(1)).
+    let set = |flag: &str| {
+        sh(
+            &edge_box,
+            &format!("chattr {flag} /var/lib/amphipod/server/state.db*"),
+        )
+    };
+    set("+i");
+    let address = give_ipv4(&edge_box);
+    eventually("the refusal to be logged", SOON, || match edge_box.log() {
+        log if log.contains("of which nobody is told") => Ok(()),
+        log => Err(log),
+    });
+    assert_eq!(told(&kubectl), ["", ""]);
+    set("-i");
     reached_at(&kubectl, "IPv4", &address);
+    let log = edge_box.log();
+    assert_eq!(log.matches("of which nobody is told").count(), 1, "{log}");
 }

@@ -1,7 +1,9 @@
 //! Facts about the machine, read once at the start.
 
-use std::net::{IpAddr, UdpSocket};
+use std::net::IpAddr;
 use std::path::Path;
+
+use amphipod_api::host;
 
 /// What `nodeInfo` and `capacity` say.
 #[derive(Debug, Clone, Default)]
@@ -85,38 +87,15 @@ impl Machine {
     }
 }
 
-/// The address of this machine that others use: the one its default route has, else any that is not loopback. Sends nothing.
+/// The address of this machine that others use: the one its default route has, else any IPv4 address that is not of a pod.
 pub fn own_address() -> Option<IpAddr> {
-    for (bind, far) in [
-        ("0.0.0.0:0", "198.51.100.1:9"),
-        ("[::]:0", "[2001:db8::1]:9"),
-    ] {
-        let found =
-            UdpSocket::bind(bind).and_then(|s| s.connect(far).and_then(|()| s.local_addr()));
-        if let Ok(address) = found
-            && !address.ip().is_unspecified()
-            && !address.ip().is_loopback()
-        {
-            return Some(address.ip());
-        }
-    }
-    let all = nix::ifaddrs::getifaddrs().ok()?;
-    let mut first = None;
-    for interface in all {
-        // Our own bridge and pods' links come and go.
-        if interface.interface_name.starts_with("amphi") {
-            continue;
-        }
-        if let Some(ip) = interface
-            .address
-            .as_ref()
-            .and_then(|a| a.as_sockaddr_in().map(|a| IpAddr::from(a.ip())))
-            && !ip.is_loopback()
-        {
-            first.get_or_insert(ip);
-        }
-    }
-    first
+    host::routed_addresses().next().or_else(|| {
+        // Our own devices and pods' links come and go.
+        let others = host::interface_addresses()
+            .into_iter()
+            .filter(|(name, ip)| ip.is_ipv4() && !name.starts_with("amphi"));
+        others.map(|(_, ip)| ip).next()
+    })
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! By which names and addresses this server can be reached.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use amphipod_api::ip::parse_cidr;
+use amphipod_api::host;
+use amphipod_api::ip::{contains, parse_cidr};
 use anyhow::Context;
 
 use crate::ServerConfig;
@@ -18,74 +19,25 @@ pub fn advertised(config: &ServerConfig) -> IpAddr {
     }
     // Where nobody listens nobody is to come; `[::]` takes both families.
     let served = |ip: &IpAddr| ip.is_ipv4() || config.listen.is_ipv6();
-    default_route_addresses()
+    host::routed_addresses()
         .chain(interface_addresses(config))
         .find(served)
         .unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
 }
 
-/// The source addresses of packets to the world, IPv4 first. Connecting a UDP socket sends nothing.
-fn default_route_addresses() -> impl Iterator<Item = IpAddr> {
-    let anywhere: [(&str, SocketAddr); 2] = [
-        ("0.0.0.0:0", SocketAddr::from(([192, 0, 2, 1], 9))),
-        (
-            "[::]:0",
-            SocketAddr::from((Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 9)),
-        ),
-    ];
-    anywhere.into_iter().filter_map(|(local, remote)| {
-        let socket = UdpSocket::bind(local).ok()?;
-        socket.connect(remote).ok()?;
-        Some(socket.local_addr().ok()?.ip())
-    })
-}
-
-/// Addresses of this host's interfaces, without loopback, link-local ones and those of pods and services.
+/// Addresses of this host's interfaces, without those of pods and services.
 fn interface_addresses(config: &ServerConfig) -> Vec<IpAddr> {
-    let Ok(interfaces) = nix::ifaddrs::getifaddrs() else {
-        return Vec::new();
-    };
-    let mut found = Vec::new();
-    for interface in interfaces {
-        let Some(address) = interface.address else {
-            continue;
-        };
-        let ip = match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
-            (Some(v4), _) => IpAddr::V4(v4.ip()),
-            (_, Some(v6)) => IpAddr::V6(v6.ip()),
-            _ => continue,
-        };
-        let local = match ip {
-            IpAddr::V4(v4) => v4.is_loopback() || v4.is_link_local(),
-            IpAddr::V6(v6) => v6.is_loopback() || v6.is_unicast_link_local(),
-        };
-        // The address of DNS is on this box as well.
-        let ours = in_ranges(ip, &config.cluster_cidrs) || in_ranges(ip, &config.service_cidrs);
-        if !local && !ours && !found.contains(&ip) {
-            found.push(ip);
-        }
-    }
-    found.sort();
-    found
+    // The address of DNS is on this box as well.
+    let ours = |ip| in_ranges(ip, &config.cluster_cidrs) || in_ranges(ip, &config.service_cidrs);
+    let all = host::interface_addresses().into_iter().map(|(_, ip)| ip);
+    all.filter(|ip| !ours(*ip)).collect()
 }
 
 fn in_ranges(ip: IpAddr, cidrs: &[String]) -> bool {
     cidrs
         .iter()
         .filter_map(|cidr| parse_cidr(cidr))
-        .any(|(net, prefix)| match (ip, net) {
-            (IpAddr::V4(ip), IpAddr::V4(net)) => {
-                let shift = 32 - u32::from(prefix.min(32));
-                ip.to_bits().checked_shr(shift).unwrap_or(0)
-                    == net.to_bits().checked_shr(shift).unwrap_or(0)
-            }
-            (IpAddr::V6(ip), IpAddr::V6(net)) => {
-                let shift = 128 - u32::from(prefix.min(128));
-                ip.to_bits().checked_shr(shift).unwrap_or(0)
-                    == net.to_bits().checked_shr(shift).unwrap_or(0)
-            }
-            _ => false,
-        })
+        .any(|(net, prefix)| contains(net, prefix, ip))
 }
 
 /// The `n`th address of a range.

@@ -1,10 +1,11 @@
 //! The addresses of this box while the server runs: a box may get its address after the server started, or another one.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
 };
@@ -18,6 +19,8 @@ use crate::registry::Registry;
 
 /// Between what the kernel tells and our looking: an address comes before its route.
 const SETTLE: Duration = Duration::from_secs(1);
+/// What a full or failing disk refused is tried again after this.
+const RETRY: Duration = Duration::from_secs(10);
 
 /// Keeps the endpoint of `default/kubernetes` and the serving certificate true to the addresses of this box.
 pub async fn follow(
@@ -34,40 +37,67 @@ pub async fn follow(
             return;
         }
     };
+    let mut refused = false;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = events.changed() => {}
+            () = tokio::time::sleep(RETRY), if refused => {}
         }
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(SETTLE) => {}
         }
-        let address = addresses::advertised(&config);
-        if let Err(error) = rename(&config, &pki, address).await {
-            tracing::error!(
-                "the certificate for this machine's new address was not made: {error:#}"
-            );
-        }
-        let endpoint = SocketAddr::new(address, facts.endpoint.port());
-        if endpoint == facts.endpoint || address.is_loopback() {
-            continue;
-        }
-        facts.endpoint = endpoint;
-        match objects::kubernetes_service(&registry, &facts).await {
-            Ok(()) => tracing::info!(advertise = %endpoint, "this machine has another address"),
-            Err(status) => {
-                tracing::error!(%status, "the endpoint of the service default/kubernetes was not changed");
+        match move_to(
+            addresses::advertised(&config),
+            &config,
+            &pki,
+            &registry,
+            &mut facts,
+        )
+        .await
+        {
+            Ok(()) => refused = false,
+            Err(error) => {
+                if !std::mem::replace(&mut refused, true) {
+                    tracing::error!(
+                        "this machine has another address, of which nobody is told until that works: {error:#}"
+                    );
+                }
             }
         }
     }
 }
 
-async fn rename(
+/// Names the address in the certificate, and tells pods of it. Nothing to do is nothing done.
+async fn move_to(
+    address: IpAddr,
     config: &ServerConfig,
     pki: &Arc<Pki>,
-    advertised: std::net::IpAddr,
+    registry: &Registry,
+    facts: &mut Facts,
 ) -> anyhow::Result<()> {
+    rename(config, pki, address)
+        .await
+        .context("making a certificate for it")?;
+    let endpoint = SocketAddr::new(address, facts.endpoint.port());
+    if endpoint == facts.endpoint || address.is_loopback() {
+        return Ok(());
+    }
+    let moved = Facts {
+        endpoint,
+        ..facts.clone()
+    };
+    objects::kubernetes_service(registry, &moved)
+        .await
+        .context("changing the endpoint of the service default/kubernetes")?;
+    // Only now: what was refused is to be tried again.
+    *facts = moved;
+    tracing::info!(advertise = %endpoint, "this machine has another address");
+    Ok(())
+}
+
+async fn rename(config: &ServerConfig, pki: &Arc<Pki>, advertised: IpAddr) -> anyhow::Result<()> {
     let names = addresses::serving_names(config, advertised)?;
     let pki = pki.clone();
     tokio::task::spawn_blocking(move || pki.rename(names)).await?

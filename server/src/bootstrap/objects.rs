@@ -18,6 +18,7 @@ use crate::registry::{DeleteOptions, Registry};
 pub const NAMESPACES: [&str; 4] = ["default", "kube-node-lease", "kube-public", "kube-system"];
 
 /// What the objects depend on.
+#[derive(Clone)]
 pub struct Facts {
     /// The `kubernetes` service's address.
     pub service_ip: IpAddr,

@@ -208,12 +208,18 @@ impl Pki {
     /// # Errors
     /// As [`Pki::open`].
     pub fn rename(&self, sans: Vec<String>) -> anyhow::Result<()> {
-        if self.names() == sans {
+        let before = self.names();
+        if before == sans {
             return Ok(());
         }
-        replace(&self.sans, sans);
         let _renewing = self.renewing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.renew()
+        replace(&self.sans, sans);
+        let renewed = self.renew();
+        if renewed.is_err() {
+            // Or the next attempt would find nothing to do.
+            replace(&self.sans, before);
+        }
+        renewed
     }
 
     /// The CA certificate, PEM.

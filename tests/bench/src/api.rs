@@ -13,6 +13,7 @@ use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 
 use crate::client::{Connection, Server};
+use crate::floor;
 use crate::inside::{Figures, Inside, namespace, percentile};
 use crate::procs::Program;
 
@@ -96,6 +97,7 @@ pub async fn creates(inside: &Inside) -> Result<Figures> {
         figures.insert(format!("creates/cpu-{connections}"), burst.cpu);
     }
     figures.insert("creates/fsync-p50".to_owned(), fsync_p50(inside)?);
+    figures.insert("creates/floor-cpu-1".to_owned(), floor::create(inside)?);
     Ok(figures)
 }
 

@@ -235,6 +235,13 @@ pub const BUDGETS: &[Budget] = &[
         "write of 4 KiB and fdatasync on the same disk, beside it",
     ),
     row(
+        "creates/floor-cpu-1",
+        "ms",
+        Beside,
+        "",
+        "CPU of a program that makes only the system calls of such a create: read, hand over, append a page, fdatasync, answer",
+    ),
+    row(
         "gets/rate-1",
         "/s",
         AtLeast(4000.0),

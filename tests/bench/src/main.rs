@@ -8,6 +8,7 @@
 mod api;
 mod budgets;
 mod client;
+mod floor;
 mod inside;
 mod kernel;
 mod pods;

@@ -1,5 +1,8 @@
 //! The network of a box, as its owner uses it.
 
+mod state;
+mod wiring;
+
 use std::collections::{BTreeSet, HashSet};
 use std::error::Error as _;
 use std::fs;
@@ -9,22 +12,20 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ipnet::IpNet;
-
-use crate::conntrack::{self, Stale};
-use crate::firewall::{self, Firewall, Transaction, Tunnel};
-use crate::ledger::{Entry, Ledger};
+use crate::conntrack;
+use crate::firewall;
+use crate::ledger::Ledger;
 use crate::link::{self, Via};
 use crate::netlink::Socket;
 use crate::nft;
 use crate::peers::wireguard::PublicKey;
 use crate::peers::{self, Ways};
 use crate::policy::PolicyGroup;
-use crate::services::{self, Book, Key, Owner, Scope};
-use crate::{Error, NetConfig, Peer, PodAttach, PodNetwork, Result, Service, config, netns};
+use crate::services::{self, Book, Owner};
+use crate::{Error, NetConfig, Peer, PodAttach, PodNetwork, Result, Service};
 
-/// MAC address of the host end of every pod link; pods know it beforehand, so nobody asks.
-const HOST_MAC: [u8; 6] = [0xee, 0xee, 0xee, 0xee, 0xee, 0xee];
+use state::State;
+use wiring::{anchor, box_side, delete_link, settings};
 
 /// The pod network, the services and the host ports of one box.
 ///
@@ -45,23 +46,6 @@ pub struct Network {
     ways: Mutex<Ways>,
     /// Set by [`Network::teardown`]: nothing is repaired any more.
     ended: AtomicBool,
-}
-
-#[derive(Debug)]
-struct State {
-    ledger: Ledger,
-    book: Book,
-    firewall: Box<dyn Firewall>,
-    /// The connection table in the namespace of the box.
-    flows: Socket,
-    /// Addresses that the firewall knows as pods that may meet themselves.
-    hairpins: HashSet<IpAddr>,
-    /// Whether [`Network::set_services`] was called: until then, what an earlier run installed and nobody claims is left alone.
-    told: bool,
-    /// What [`Network::set_policies`] was told.
-    policies: Option<Vec<PolicyGroup>>,
-    /// Who may send to the overlay; the outer `None`: not known yet.
-    tunnel: Option<Option<Tunnel>>,
 }
 
 /// What the kernel of this box can do.
@@ -374,330 +358,4 @@ impl Network {
             _ => Ok(()),
         }
     }
-
-    /// Links on this box whose names say that they are ours and belong to a pod.
-    fn pod_links(&self) -> Result<Vec<String>> {
-        let links = link::list(&mut lock(&self.links)).map_err(Error::kernel("listing links"))?;
-        let prefix = self.config.device_prefix();
-        let ours = |name: &str| {
-            name != self.config.device
-                && name
-                    .strip_prefix(prefix)
-                    .is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit()))
-        };
-        Ok(links
-            .into_iter()
-            .filter(|l| l.kind == "veth" && ours(&l.name))
-            .map(|l| l.name)
-            .collect())
-    }
-
-    /// Removes links of pods, together with those of other pods that leave at the same time.
-    fn unlink(&self, names: &[String]) -> Result<()> {
-        let failed = || Error::kernel(format!("removing the links {names:?}"));
-        let mut doomed = Vec::new();
-        for name in names {
-            let mut links = lock(&self.links);
-            if let Some(link) = link::find(&mut links, name).map_err(failed())? {
-                link::apply(&mut links, vec![link::doom(link.index)], &[libc::ENODEV])
-                    .map_err(failed())?;
-                doomed.push(name);
-            }
-        }
-        let mut reaper = lock(&self.reaper);
-        for name in doomed {
-            // Whoever held the reaper before, or the first round, may have taken it along.
-            if link::find(&mut reaper, name).map_err(failed())?.is_some() {
-                link::apply(&mut reaper, vec![link::delete_doomed()], &[libc::ENODEV])
-                    .map_err(failed())?;
-            }
-        }
-        Ok(())
-    }
-
-    fn connect(&self, entry: &Entry, netns: &Path, ifname: &str) -> Result<()> {
-        if ifname.is_empty()
-            || ifname.len() > 15
-            || ifname == "lo"
-            || ifname
-                .bytes()
-                .any(|b| b == b'/' || b.is_ascii_whitespace() || b == 0)
-        {
-            return Err(Error::Invalid(format!(
-                "{ifname:?} cannot be the name of a pod's link"
-            )));
-        }
-        let pod = &entry.network;
-        let ns = netns::open(netns).map_err(Error::kernel(format!(
-            "opening network namespace {}",
-            netns.display()
-        )))?;
-        let mut inside = netns::link_socket(&ns).map_err(Error::kernel(format!(
-            "entering network namespace {}",
-            netns.display()
-        )))?;
-        let linking = || Error::kernel(format!("linking pod {} to the box", pod.id));
-        let there = link::find(&mut inside, ifname).map_err(linking())?;
-        let mtu = lock(&self.ways).pod_mtu();
-        let mut links = lock(&self.links);
-        let here = link::find(&mut links, &pod.host_ifname).map_err(linking())?;
-        let paired = matches!((&here, &there), (Some(h), Some(t)) if h.kind == "veth" && h.peer == Some(t.index) && t.peer == Some(h.index));
-        if !paired {
-            for (link, socket) in [(here, &mut *links), (there, &mut inside)] {
-                if let Some(link) = link {
-                    // One end takes the other along.
-                    link::apply(socket, vec![link::delete(link.index)], &[libc::ENODEV])
-                        .map_err(linking())?;
-                }
-            }
-            let message = link::add_veth((&pod.host_ifname, HOST_MAC), (ifname, pod.mac), &ns, mtu);
-            links.request(message).map_err(linking())?;
-        }
-        box_side(&mut links, pod)?;
-        drop(links);
-
-        let there = link::find(&mut inside, ifname)
-            .map_err(linking())?
-            .map_or(0, |l| l.index);
-        let mut steps = vec![link::up(1), link::up(there)];
-        for (ip, gateway) in pod.ips.iter().zip(&pod.gateways) {
-            let everywhere = if ip.is_ipv4() {
-                IpNet::V4(Default::default())
-            } else {
-                IpNet::V6(Default::default())
-            };
-            steps.push(link::add_address(there, *ip));
-            steps.push(link::add_neighbour(there, *gateway, HOST_MAC));
-            steps.push(link::add_route(
-                everywhere,
-                Via::Gateway {
-                    index: there,
-                    gateway: *gateway,
-                },
-            ));
-        }
-        link::apply(&mut inside, steps, &[]).map_err(Error::kernel(format!(
-            "setting addresses and routes inside pod {}",
-            pod.id
-        )))
-    }
-}
-
-impl State {
-    fn hairpin_changes(&self) -> (Vec<IpAddr>, Vec<IpAddr>) {
-        let wanted: HashSet<IpAddr> = self
-            .ledger
-            .entries()
-            .flat_map(|e| e.network.ips.iter().copied())
-            .collect();
-        (
-            wanted.difference(&self.hairpins).copied().collect(),
-            self.hairpins.difference(&wanted).copied().collect(),
-        )
-    }
-
-    /// Brings these frontends, and the pods, to the kernel. If the kernel refuses, somebody else changed our table: starts from what is there.
-    fn apply(&mut self, keys: &BTreeSet<Key>) -> Result<()> {
-        match self.send(keys) {
-            Err(error) => {
-                tracing::warn!(
-                    "the packet filter is not as we left it ({error}: {:?}); comparing and repairing it",
-                    error.errno()
-                );
-                self.recover(false)
-            }
-            done => done,
-        }
-    }
-
-    fn send(&mut self, keys: &BTreeSet<Key>) -> Result<()> {
-        let (add_hairpins, remove_hairpins) = self.hairpin_changes();
-        let transaction = Transaction {
-            changes: self.book.changes(keys),
-            add_hairpins,
-            remove_hairpins,
-        };
-        if transaction.is_empty() {
-            return Ok(());
-        }
-        self.firewall.apply(&transaction)?;
-        self.hairpins.extend(&transaction.add_hairpins);
-        self.hairpins
-            .retain(|ip| !transaction.remove_hairpins.contains(ip));
-        let changes = transaction.changes.clone();
-        self.book.done(transaction.changes);
-        let stale = Stale::of(&changes, |key| {
-            let both = [Scope::External, Scope::Everyone].map(|scope| Key { scope, ..*key });
-            both.iter()
-                .filter_map(|k| self.book.current().get(k))
-                .flat_map(|f| f.endpoints().to_vec())
-                .collect()
-        });
-        if !stale.is_empty()
-            && let Err(error) = conntrack::forget(&mut self.flows, &stale)
-        {
-            tracing::warn!(
-                "UDP flows to endpoints that are gone may linger for minutes: the connection table could not be cleaned: {error}"
-            );
-        }
-        Ok(())
-    }
-
-    /// Lets the peers of the overlay, and nobody else, send to it.
-    fn set_tunnel(&mut self, ways: &Ways) -> Result<()> {
-        let tunnel = ways.tunnel();
-        if !ways.told() || self.tunnel.as_ref() == Some(&tunnel) {
-            return Ok(());
-        }
-        self.firewall.set_tunnel(tunnel.as_ref())?;
-        self.tunnel = Some(tunnel);
-        Ok(())
-    }
-
-    /// Compares everything.
-    fn settle(&mut self) -> Result<()> {
-        let keys = if self.told {
-            self.book.keys()
-        } else {
-            self.book.claimed()
-        };
-        self.apply(&keys)
-    }
-
-    /// Asks the kernel what is there and goes on from that.
-    fn recover(&mut self, anew: bool) -> Result<()> {
-        let found = self.firewall.open(anew)?;
-        if let Some(groups) = &self.policies {
-            self.firewall.set_policies(groups)?;
-        }
-        if let Some(tunnel) = self.tunnel.as_ref().filter(|_| anew) {
-            self.firewall.set_tunnel(tunnel.as_ref())?;
-        }
-        self.book.installed(found.frontends);
-        self.hairpins = found.hairpins;
-        let keys = if self.told {
-            self.book.keys()
-        } else {
-            self.book.claimed()
-        };
-        self.send(&keys)
-    }
-}
-
-/// Sets the box's end of a pod's link; does nothing where there is none.
-fn box_side(links: &mut Socket, pod: &PodNetwork) -> Result<()> {
-    let failed = || {
-        Error::kernel(format!(
-            "setting the box's end of the link of pod {}",
-            pod.id
-        ))
-    };
-    let Some(link) = link::find(links, &pod.host_ifname).map_err(failed())? else {
-        return Ok(());
-    };
-    let index = link.index;
-    let mut steps = vec![link::up(index), link::no_link_local(index)];
-    for (ip, gateway) in pod.ips.iter().zip(&pod.gateways) {
-        if ip.is_ipv4() {
-            steps.push(link::route_localnet(index));
-        }
-        let via = Via::Link {
-            index,
-            source: Some(*gateway),
-        };
-        steps.push(link::add_route(IpNet::from(*ip), via));
-        steps.push(link::add_neighbour(index, *ip, pod.mac));
-    }
-    // Kernels without IPv6 do not know its settings.
-    link::apply(links, steps, &[libc::EAFNOSUPPORT]).map_err(failed())
-}
-
-fn delete_link(links: &mut Socket, name: &str) -> Result<()> {
-    let failed = || Error::kernel(format!("removing link {name}"));
-    match link::find(links, name).map_err(failed())? {
-        Some(link) => {
-            link::apply(links, vec![link::delete(link.index)], &[libc::ENODEV]).map_err(failed())
-        }
-        None => Ok(()),
-    }
-}
-
-/// The device that carries the gateway's address, and the routes that do not belong to a pod.
-fn anchor(config: &NetConfig, links: &mut Socket) -> Result<()> {
-    let failed = || Error::kernel(format!("making device {}", config.device));
-    if link::find(links, &config.device)
-        .map_err(failed())?
-        .is_none()
-    {
-        // Either will do: it never has a port. Some kernels have only one of the two.
-        let bridge = link::apply(
-            links,
-            vec![link::add_anchor(&config.device, "bridge")],
-            &[libc::EEXIST],
-        );
-        if bridge.is_err() {
-            link::apply(
-                links,
-                vec![link::add_anchor(&config.device, "dummy")],
-                &[libc::EEXIST],
-            )
-            .map_err(failed())?;
-        }
-    }
-    let index = link::find(links, &config.device)
-        .map_err(failed())?
-        .map_or(0, |l| l.index);
-    let wanted: HashSet<IpAddr> = config
-        .gateways()
-        .into_iter()
-        .chain(config.local_ips.iter().copied())
-        .collect();
-    let mut steps = vec![link::up(index)];
-    for ip in link::addresses(links, index).map_err(failed())? {
-        let ours = |ip: &IpAddr| !matches!(ip, IpAddr::V6(a) if a.is_unicast_link_local());
-        if ours(&ip) && !wanted.contains(&ip) {
-            steps.push(link::delete_address(index, ip));
-        }
-    }
-    steps.extend(wanted.iter().map(|ip| link::add_address(index, *ip)));
-    for net in &config.pod_cidrs {
-        // Pods have routes of their own; addresses without a pod lead nowhere, and say so.
-        steps.push(link::add_route(*net, Via::Unreachable));
-        let same = |n: &&IpNet| n.addr().is_ipv4() == net.addr().is_ipv4();
-        if let Some(services) = config.service_cidrs.iter().find(same) {
-            // The box itself reaches services also without a default route, and from an address that every pod can answer.
-            steps.push(link::add_route(
-                *services,
-                Via::Link {
-                    index,
-                    source: Some(config::gateway(net)),
-                },
-            ));
-        }
-    }
-    link::apply(links, steps, &[]).map_err(Error::kernel(format!(
-        "setting addresses and routes of {}",
-        config.device
-    )))
-}
-
-/// Kernel settings that pods need. Written only where they differ.
-fn settings(config: &NetConfig) -> Result<()> {
-    for (v4, path) in [
-        (true, "/proc/sys/net/ipv4/ip_forward"),
-        (false, "/proc/sys/net/ipv6/conf/all/forwarding"),
-    ] {
-        if !config.pod_cidrs.iter().any(|n| n.addr().is_ipv4() == v4) {
-            continue;
-        }
-        let is_on = fs::read_to_string(path).is_ok_and(|s| s.trim() == "1");
-        if !is_on {
-            fs::write(path, "1").map_err(|source| Error::State {
-                doing: "turning on IP forwarding in",
-                path: path.into(),
-                source,
-            })?;
-        }
-    }
-    Ok(())
 }

@@ -1,4 +1,5 @@
-//! What connecting pods, and changes of services and policies, cost. Prints figures; the limits are wide, as machines differ. Needs root.
+//! What connecting pods, and changes of services and policies, cost: prints figures, and judges none. Needs root. The measurements:
+//! `cargo test -p amphipod-netplug --test cost -- --include-ignored --nocapture --test-threads=1`.
 
 #![allow(clippy::unwrap_used)]
 
@@ -34,7 +35,7 @@ fn request(ns: &Ns, n: usize) -> PodAttach {
 }
 
 #[test]
-fn fifty_pods_are_connected_and_disconnected_quickly_one_by_one_and_at_once() {
+fn fifty_pods_are_connected_and_disconnected_one_by_one_and_at_once() {
     let b = TestBox::new();
     let spaces: Vec<Ns> = (0..50).map(|_| Ns::new()).collect();
     let mut attach = Vec::new();
@@ -67,16 +68,12 @@ fn fifty_pods_are_connected_and_disconnected_quickly_one_by_one_and_at_once() {
     let up = all(&|n, ns| drop(net.attach(&request(ns, n)).unwrap()));
     let down = all(&|n, _| net.detach(&format!("pod-{n}")).unwrap());
     println!("50 at once: attach {up:?}, detach {down:?}");
-    assert!(
-        attach.0 < Duration::from_millis(50)
-            && up < Duration::from_secs(3)
-            && down < Duration::from_secs(3)
-    );
     assert!(net.attached().is_empty());
 }
 
 #[test]
-fn a_change_among_thousands_of_peers_is_quick() {
+#[ignore = "a measurement"]
+fn a_change_of_a_policy_among_thousands_of_peers() {
     let b = TestBox::new();
     let server = b.server("server");
     let plan = |peers: u32| {
@@ -109,12 +106,12 @@ fn a_change_among_thousands_of_peers_is_quick() {
         best = best.min(start.elapsed());
     }
     println!("one more among 5,000 peers: {best:?}");
-    assert!(best < Duration::from_millis(500), "{best:?}");
 }
 
 #[test]
-fn the_cost_of_a_change_does_not_grow_with_the_number_of_services() {
-    let measure = |count: u32| {
+#[ignore = "a measurement"]
+fn a_change_of_a_service_among_ten_and_among_thousands() {
+    for count in [10, 5000] {
         let b = TestBox::new();
         let endpoint = |n: u32| {
             Endpoint::ready(
@@ -153,12 +150,5 @@ fn the_cost_of_a_change_does_not_grow_with_the_number_of_services() {
             "{count} services of 4 endpoints: all at once {all:?}; one change p50 {:?} p95 {:?}",
             times[100], times[190]
         );
-        times[100]
-    };
-    let (few, many) = (measure(10), measure(5000));
-    assert!(many.as_millis() <= 20, "{many:?}");
-    assert!(
-        many < few * 4 + std::time::Duration::from_millis(1),
-        "{few:?} and {many:?}"
-    );
+    }
 }

@@ -152,7 +152,7 @@ impl Supervisor {
                 tracing::warn!(sandbox = s.id, %error, "could not remove a sandbox that belongs to no pod");
             }
         }
-        self.remove_half_removed(&containers).await;
+        self.remove_half_removed().await;
         let deps = self.deps.clone();
         let uids: HashSet<String> = stored.into_iter().map(|p| p.uid).collect();
         let _ = tokio::task::spawn_blocking(move || remove_strays(&deps, &uids)).await;
@@ -163,14 +163,11 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Removes what is left of containers whose removal was cut short: the keeper has forgotten them, their files are there.
-    async fn remove_half_removed(&self, known: &[ContainerStatus]) {
-        let dir = self.deps.config.data_dir.join("runtime/containers");
-        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-            let id = entry.file_name().to_string_lossy().into_owned();
-            if !known.iter().any(|c| c.id == id)
-                && let Err(error) = self.deps.runtime.remove_container(&id).await
-            {
+    /// Removes what is left of containers whose removal was cut short.
+    async fn remove_half_removed(&self) {
+        let runtime = &self.deps.runtime;
+        for id in runtime.half_removed().await.unwrap_or_default() {
+            if let Err(error) = runtime.remove_container(&id).await {
                 tracing::warn!(id, %error, "could not remove what is left of a container");
             }
         }

@@ -1,5 +1,6 @@
 //! [`Runtime`]: what the agent calls. Asynchronous; every method may be called from any task.
 
+use std::collections::HashSet;
 use std::fs::OpenOptions;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -290,6 +291,26 @@ impl Runtime {
                 _ => None,
             })
             .collect())
+    }
+
+    /// Containers whose removal was cut short: the keeper has forgotten them, their files are there. One that is just being made looks the same,
+    /// so this is for the start.
+    pub async fn half_removed(&self) -> Result<Vec<String>> {
+        let known: HashSet<String> = self
+            .list_containers()
+            .await?
+            .into_iter()
+            .map(|c| c.id)
+            .collect();
+        self.blocking(move |place| {
+            let entries = std::fs::read_dir(place.keeper.containers())
+                .into_iter()
+                .flatten()
+                .flatten();
+            let ids = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+            Ok(ids.filter(|id| !known.contains(id)).collect())
+        })
+        .await
     }
 
     /// Runs a process in a running container: `kubectl exec`, exec probes, lifecycle hooks.

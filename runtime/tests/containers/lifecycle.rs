@@ -151,6 +151,18 @@ pub async fn a_running_container_can_be_removed(b: Boxed<Box>) {
     b.runtime.remove_container("c").await.unwrap();
 }
 
+pub async fn a_removal_that_was_cut_short_can_be_finished(b: Boxed<Box>) {
+    b.start(&b.shell("c", "exec sleep 1000")).await;
+    // The keeper has forgotten it, its files are there.
+    let left = b.config.state_dir.join("containers/gone");
+    std::fs::create_dir_all(left.join("upper/etc")).unwrap();
+    assert_eq!(b.runtime.half_removed().await.unwrap(), ["gone"]);
+    b.runtime.remove_container("gone").await.unwrap();
+    assert!(!left.exists());
+    assert_eq!(b.runtime.half_removed().await.unwrap(), [""; 0]);
+    running(&b.runtime, "c").await;
+}
+
 pub async fn ids_are_unique_and_unknown_ones_are_told(b: Boxed<Box>) {
     b.start(&b.shell("c", "exec sleep 1000")).await;
     let again = b

@@ -35,6 +35,7 @@ const TESTS: &[Test] = tests![
     lifecycle::a_file_that_is_no_program_fails_at_start,
     lifecycle::labels_and_states_are_listed,
     lifecycle::a_running_container_can_be_removed,
+    lifecycle::a_removal_that_was_cut_short_can_be_finished,
     lifecycle::ids_are_unique_and_unknown_ones_are_told,
     lifecycle::images_of_many_layers_work,
     lifecycle::creation_is_quick,

@@ -50,6 +50,10 @@ async fn a_service_follows_its_pods() {
         meta::array_at(&endpoints["subsets"][0], &["addresses"]).len()
     };
     bench.until_so("three addresses", || addresses() == 3).await;
+    // The empty one goes when the other is there.
+    bench
+        .until_so("one slice", || slices(&bench, "web").len() == 1)
+        .await;
     let slice = slices(&bench, "web").remove(0);
     assert_eq!(
         slice["ports"],

@@ -22,8 +22,6 @@ unit=/etc/systemd/system/amphipod.service
 # Without systemd: a loop of this name restarts the program when it ends unasked, as the unit would.
 supervisor=amphipod-supervisor
 supervisor_pid=/run/amphipod-supervisor.pid
-# Kernel settings as they were before amphipod, put back by --uninstall.
-settings=$data/settings-before
 export KUBECONFIG=/etc/amphipod/kubeconfig KUBECACHEDIR=/run/amphipod/kubectl-cache
 
 with_systemd() { [ -d /run/systemd/system ]; }
@@ -95,10 +93,6 @@ uninstall() {
     elif [ -d "$data/agent" ]; then
         die "$bin is gone, and only amphipod itself can remove the pods that it made" "run this again with --uninstall --binary PATH"
     fi
-    if [ -f "$settings" ]; then
-        local path value
-        while read -r path value; do echo "$value" >"$path"; done <"$settings"
-    fi
     step "removing files"
     rm -f "$unit" "$defaults" "$log" "$bin"
     remove /etc/amphipod
@@ -160,11 +154,6 @@ if ! running; then
 fi
 
 mkdir -p "$data" "${defaults%/*}" "${bin%/*}"
-if [ ! -f "$settings" ]; then
-    for path in /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding; do
-        [ ! -f $path ] || echo "$path $(cat $path)" >>"$settings"
-    done
-fi
 restart=no
 if [ $given = yes ]; then
     text="# More options of \`amphipod server\`; see \`amphipod server --help\`.

@@ -40,7 +40,8 @@ pub struct NetConfig {
     pub masquerade: bool,
     /// Name of our nftables tables (one per IP family). Nothing outside of them is touched.
     pub table: String,
-    /// Which pod has which address and host ports: one small file per pod. Best on a file system that a reboot empties (`/run`).
+    /// Which pod has which address and host ports: one small file per pod. On a file system that a reboot empties
+    /// (`/run`); beside it stands which kernel settings were turned on.
     pub state_dir: PathBuf,
 }
 

@@ -157,6 +157,24 @@ fn teardown_leaves_nothing() {
 }
 
 #[test]
+fn forwarding_that_was_off_is_off_again_and_what_was_on_stays_on() {
+    let mut b = TestBox::new();
+    let forwarding = |b: &TestBox| b.ns.sh("cat /proc/sys/net/ipv4/ip_forward");
+    b.net().teardown().unwrap();
+    for (before, opened) in [("0", 1), ("0", 2), ("1", 1)] {
+        b.ns.sh(&format!("echo {before} > /proc/sys/net/ipv4/ip_forward"));
+        // Twice is as after a restart of the agent.
+        for _ in 0..opened {
+            b.open();
+        }
+        assert_eq!(forwarding(&b).trim(), "1");
+        b.net().teardown().unwrap();
+        assert_eq!(forwarding(&b).trim(), before);
+        assert_eq!(std::fs::read_dir(b.dir.path()).unwrap().count(), 0);
+    }
+}
+
+#[test]
 fn probe_tells_what_the_kernel_can_and_who_stands_in_the_way() {
     let ns = Ns::new();
     let probed = ns.run(Network::probe);

@@ -58,7 +58,7 @@ traces() (
         nft list ruleset | sed 's/^/nft /'
         ip netns | sed 's/^/netns /'
         lsns -n -t net -o TYPE,COMMAND | sed 's/^/namespace /'
-        for p in /proc/[0-9]*; do tr '\0' ' ' <"$p/cmdline" | cut -c-100 | grep . | sed 's/^/process /'; done
+        for p in /proc/[0-9]*; do tr '\0' ' ' <"$p/cmdline" | cut -c-100 | grep . | grep -vF '(udev-worker)' | sed 's/^/process /'; done
         sed 's/^/user /' /etc/passwd /etc/group
         # What every new interface gets is no trace of ours.
         find /proc/sys/net /proc/sys/kernel /proc/sys/vm /proc/sys/fs -type f -perm -u+w -not -path '*/conf/*' -not -path '*/neigh/*' \

@@ -1,5 +1,6 @@
 //! The network of a box, as its owner uses it.
 
+mod settings;
 mod state;
 mod wiring;
 
@@ -24,8 +25,9 @@ use crate::policy::PolicyGroup;
 use crate::services::{self, Book, Owner};
 use crate::{Error, NetConfig, Peer, PodAttach, PodNetwork, Result, Service};
 
+use settings::Settings;
 use state::State;
-use wiring::{anchor, box_side, delete_link, settings};
+use wiring::{anchor, box_side, delete_link};
 
 /// The pod network, the services and the host ports of one box.
 ///
@@ -44,6 +46,7 @@ pub struct Network {
     watch: Mutex<Option<(nft::Watch, peers::Watch)>>,
     /// Locked before `links` and `state`.
     ways: Mutex<Ways>,
+    settings: Mutex<Settings>,
     /// Set by [`Network::teardown`]: nothing is repaired any more.
     ended: AtomicBool,
 }
@@ -77,10 +80,10 @@ impl Network {
                 config.device_prefix()
             );
         }
-        settings(&config)?;
         anchor(&config, &mut links)?;
         let ways = Ways::open(&config, &mut links)?;
         let ledger = Ledger::open(&config.state_dir, &config.pod_cidrs)?;
+        let settings = Settings::turn_on(&config)?;
         let routes =
             peers::Watch::open().map_err(Error::kernel("subscribing to changes of routes"))?;
         let (firewall, found) = firewall::open(&config)?;
@@ -113,6 +116,7 @@ impl Network {
             reaper: Mutex::new(reaper),
             state: Mutex::new(state),
             watch: Mutex::new(Some(watch)),
+            settings: Mutex::new(settings),
             ended: AtomicBool::new(false),
         })
     }
@@ -328,8 +332,8 @@ impl Network {
         }
     }
 
-    /// Uninstall: removes every link, route, rule and file that [`open`](Self::open) and [`attach`](Self::attach) made. Kernel settings
-    /// (`ip_forward`) stay, as others may rely on them by now. Nothing else may be called afterwards.
+    /// Uninstall: removes every link, route, rule and file that [`open`](Self::open) and [`attach`](Self::attach) made, and turns off
+    /// the kernel settings (`ip_forward`) that it turned on since the machine started. Nothing else may be called afterwards.
     pub fn teardown(&self) -> Result<()> {
         self.ended.store(true, Ordering::Release);
         self.retain(&[])?;
@@ -348,6 +352,7 @@ impl Network {
         link::apply(&mut links, routes, &[libc::ESRCH])
             .map_err(Error::kernel("removing routes"))?;
         delete_link(&mut links, &self.config.device)?;
+        lock(&self.settings).put_back()?;
         let dir = &self.config.state_dir;
         match fs::remove_dir(dir) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::State {

@@ -1,7 +1,6 @@
 //! Links, addresses and routes of a box: the anchor device, and a pair of links for each pod.
 
 use std::collections::HashSet;
-use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -220,25 +219,4 @@ pub(super) fn anchor(config: &NetConfig, links: &mut Socket) -> Result<()> {
         "setting addresses and routes of {}",
         config.device
     )))
-}
-
-/// Kernel settings that pods need. Written only where they differ.
-pub(super) fn settings(config: &NetConfig) -> Result<()> {
-    for (v4, path) in [
-        (true, "/proc/sys/net/ipv4/ip_forward"),
-        (false, "/proc/sys/net/ipv6/conf/all/forwarding"),
-    ] {
-        if !config.pod_cidrs.iter().any(|n| n.addr().is_ipv4() == v4) {
-            continue;
-        }
-        let is_on = fs::read_to_string(path).is_ok_and(|s| s.trim() == "1");
-        if !is_on {
-            fs::write(path, "1").map_err(|source| Error::State {
-                doing: "turning on IP forwarding in",
-                path: path.into(),
-                source,
-            })?;
-        }
-    }
-    Ok(())
 }

@@ -1,0 +1,87 @@
+//! Kernel settings that pods need: turned on where they are off, and turned off again when everything is removed.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use crate::{Error, NetConfig, Result};
+
+/// Packets are forwarded. ip-sysctl in the kernel's documentation.
+const FORWARDING: [(bool, &str); 2] = [
+    (true, "/proc/sys/net/ipv4/ip_forward"),
+    (false, "/proc/sys/net/ipv6/conf/all/forwarding"),
+];
+
+/// The settings that were off before us.
+#[derive(Debug)]
+pub(super) struct Settings {
+    /// Names them, a line each. It ends with the boot, as they do: what is on after the next is the will of others.
+    record: PathBuf,
+    /// Opened when we had the namespace of the box around us: so they mean that one, whoever writes.
+    files: Vec<File>,
+}
+
+impl Settings {
+    /// Turns on what is off. Written only where it differs.
+    pub fn turn_on(config: &NetConfig) -> Result<Settings> {
+        // Beside the directory, whose files are all of pods.
+        let record = config.state_dir.with_extension("turned-on");
+        let before = fs::read_to_string(&record).unwrap_or_default();
+        let mut known: Vec<&str> = before.lines().collect();
+        let mut files = Vec::new();
+        for (v4, path) in FORWARDING {
+            if !config.pod_cidrs.iter().any(|n| n.addr().is_ipv4() == v4) {
+                continue;
+            }
+            let failed = |source| failed("turning on IP forwarding in", path, source);
+            let mut file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(path)
+                .map_err(failed)?;
+            let mut value = String::new();
+            file.read_to_string(&mut value).map_err(failed)?;
+            let is_on = value.trim() == "1";
+            if !is_on && !known.contains(&path) {
+                known.push(path);
+                // First, so that a crash between the two loses nothing.
+                fs::write(&record, known.join("\n"))
+                    .map_err(|source| self::failed("writing", &record, source))?;
+            }
+            if !is_on {
+                set(&file, b"1").map_err(failed)?;
+            }
+            if known.contains(&path) {
+                files.push(file);
+            }
+        }
+        Ok(Settings { record, files })
+    }
+
+    /// Turns off what we turned on.
+    pub fn put_back(&mut self) -> Result<()> {
+        for file in self.files.drain(..) {
+            set(&file, b"0").map_err(|source| failed("putting back", "/proc/sys/net", source))?;
+        }
+        match fs::remove_file(&self.record) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(failed("removing", &self.record, source))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A setting is written from its beginning, or nothing happens.
+fn set(file: &File, value: &[u8]) -> io::Result<()> {
+    file.write_all_at(value, 0)
+}
+
+fn failed(doing: &'static str, path: impl AsRef<Path>, source: io::Error) -> Error {
+    Error::State {
+        doing,
+        path: path.as_ref().into(),
+        source,
+    }
+}

@@ -307,8 +307,14 @@ fn a_container_that_floods_its_log_keeps_the_last_of_it_and_hurts_nobody() {
 fn a_container_without_a_limit_that_eats_all_the_memory_is_the_one_to_be_killed() {
     let host = Host::start(false);
     // What pods may have together; the machine that runs the tests must not come to harm.
-    let group = format!("/sys/fs/cgroup/memory/{}", host.edge_box.name());
-    let set = format!("echo 96M > {group}/memory.limit_in_bytes");
+    let name = host.edge_box.name();
+    let (v1, v2) = (
+        format!("memory/{name}/memory.limit_in_bytes"),
+        format!("{name}/memory.max"),
+    );
+    let set = format!(
+        "cd /sys/fs/cgroup; if [ -e {v1} ]; then echo 96M > {v1}; else echo 96M > {v2}; fi"
+    );
     host.edge_box.run(&["sh", "-c", &set]).ok();
     host.kubectl.apply(&pod(
         "hungry",

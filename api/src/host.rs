@@ -1,6 +1,6 @@
 //! The addresses of the machine that this runs on.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 
 /// The source addresses of packets to the world, IPv4 first; those of families without a route are left out.
 pub fn routed_addresses() -> impl Iterator<Item = IpAddr> {
@@ -42,7 +42,7 @@ pub fn interface_addresses() -> Vec<(String, IpAddr)> {
 }
 
 fn is_link_local(ip: IpAddr) -> bool {
-    matches!(ip, IpAddr::V4(v4) if Ipv4Addr::is_link_local(&v4))
+    matches!(ip, IpAddr::V4(v4) if v4.is_link_local())
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What can go wrong, told as what we were doing.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -38,6 +38,24 @@ impl Error {
     pub(crate) fn kernel(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
         let doing = doing.into();
         move |source| Error::Kernel { doing, source }
+    }
+
+    pub(crate) fn state(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+        move |source| Error::State {
+            doing,
+            path: path.to_owned(),
+            source,
+        }
+    }
+
+    /// What came of removing a file or directory of ours: one that was gone already is as good.
+    pub(crate) fn removing(path: &Path, done: io::Result<()>) -> Result<()> {
+        match done {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(Error::state("removing", path)(source))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The error number of the kernel, if it was the kernel.

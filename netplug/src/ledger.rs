@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
-use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -82,13 +81,7 @@ impl Range {
 impl Ledger {
     /// Reads the directory, makes it if it is missing. Files that make no sense any more (torn by a power cut, of another pod range) are removed.
     pub fn open(dir: &Path, nets: &[IpNet]) -> Result<Ledger> {
-        let failed = |doing: &'static str| {
-            move |source: io::Error| Error::State {
-                doing,
-                path: dir.to_owned(),
-                source,
-            }
-        };
+        let failed = |doing| Error::state(doing, dir);
         fs::create_dir_all(dir).map_err(failed("creating directory"))?;
         let ranges = nets
             .iter()
@@ -267,16 +260,7 @@ impl Ledger {
             return Ok(());
         };
         let path = self.dir.join(file_name(id));
-        match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                return Err(Error::State {
-                    doing: "removing",
-                    path,
-                    source,
-                });
-            }
-            _ => {}
-        }
+        Error::removing(&path, fs::remove_file(&path))?;
         for (range, ip) in self.ranges.iter_mut().zip(&entry.network.ips) {
             if let Some(n) = range.place(*ip) {
                 range.used.remove(&n);
@@ -293,11 +277,7 @@ impl Ledger {
             fs::write(&beside, serde_json::to_vec(entry)?)?;
             fs::rename(&beside, &path)
         };
-        write().map_err(|source| Error::State {
-            doing: "writing",
-            path: path.clone(),
-            source,
-        })
+        write().map_err(Error::state("writing", &path))
     }
 }
 

@@ -1,5 +1,4 @@
-//! What connecting pods, and changes of services and policies, cost: prints figures, and judges none. Needs root. The measurements:
-//! `cargo test -p amphipod-netplug --test cost -- --include-ignored --nocapture --test-threads=1`.
+//! What connecting pods, and changes of services and policies, cost: prints figures (`-- --nocapture`), and judges none. Needs root.
 
 #![allow(clippy::unwrap_used)]
 
@@ -72,7 +71,6 @@ fn fifty_pods_are_connected_and_disconnected_one_by_one_and_at_once() {
 }
 
 #[test]
-#[ignore = "a measurement"]
 fn a_change_of_a_policy_among_thousands_of_peers() {
     let b = TestBox::new();
     let server = b.server("server");
@@ -109,7 +107,6 @@ fn a_change_of_a_policy_among_thousands_of_peers() {
 }
 
 #[test]
-#[ignore = "a measurement"]
 fn a_change_of_a_service_among_ten_and_among_thousands() {
     for count in [10, 5000] {
         let b = TestBox::new();

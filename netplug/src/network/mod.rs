@@ -7,7 +7,6 @@ mod wiring;
 use std::collections::{BTreeSet, HashSet};
 use std::error::Error as _;
 use std::fs;
-use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -354,13 +353,6 @@ impl Network {
         delete_link(&mut links, &self.config.device)?;
         lock(&self.settings).put_back()?;
         let dir = &self.config.state_dir;
-        match fs::remove_dir(dir) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::State {
-                doing: "removing",
-                path: dir.clone(),
-                source,
-            }),
-            _ => Ok(()),
-        }
+        Error::removing(dir, fs::remove_dir(dir))
     }
 }

@@ -1,7 +1,7 @@
 //! Kernel settings that pods need: turned on where they are off, and turned off again when everything is removed.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -34,27 +34,25 @@ impl Settings {
             if !config.pod_cidrs.iter().any(|n| n.addr().is_ipv4() == v4) {
                 continue;
             }
-            let failed = |source| failed("turning on IP forwarding in", path, source);
-            let mut file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .open(path)
-                .map_err(failed)?;
-            let mut value = String::new();
-            file.read_to_string(&mut value).map_err(failed)?;
-            let is_on = value.trim() == "1";
-            if !is_on && !known.contains(&path) {
+            let is_on = fs::read_to_string(path).is_ok_and(|value| value.trim() == "1");
+            let is_ours = known.contains(&path);
+            if is_on && !is_ours {
+                continue;
+            }
+            if !is_ours {
                 known.push(path);
                 // First, so that a crash between the two loses nothing.
-                fs::write(&record, known.join("\n"))
-                    .map_err(|source| self::failed("writing", &record, source))?;
+                fs::write(&record, known.join("\n")).map_err(Error::state("writing", &record))?;
             }
+            let failed = || Error::state("turning on IP forwarding in", Path::new(path));
+            let file = OpenOptions::new()
+                .write(true)
+                .open(path)
+                .map_err(failed())?;
             if !is_on {
-                set(&file, b"1").map_err(failed)?;
+                set(&file, b"1").map_err(failed())?;
             }
-            if known.contains(&path) {
-                files.push(file);
-            }
+            files.push(file);
         }
         Ok(Settings { record, files })
     }
@@ -62,26 +60,13 @@ impl Settings {
     /// Turns off what we turned on.
     pub fn put_back(&mut self) -> Result<()> {
         for file in self.files.drain(..) {
-            set(&file, b"0").map_err(|source| failed("putting back", "/proc/sys/net", source))?;
+            set(&file, b"0").map_err(Error::state("putting back", Path::new("/proc/sys/net")))?;
         }
-        match fs::remove_file(&self.record) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(failed("removing", &self.record, source))
-            }
-            _ => Ok(()),
-        }
+        Error::removing(&self.record, fs::remove_file(&self.record))
     }
 }
 
 /// A setting is written from its beginning, or nothing happens.
 fn set(file: &File, value: &[u8]) -> io::Result<()> {
     file.write_all_at(value, 0)
-}
-
-fn failed(doing: &'static str, path: impl AsRef<Path>, source: io::Error) -> Error {
-    Error::State {
-        doing,
-        path: path.as_ref().into(),
-        source,
-    }
 }

@@ -152,7 +152,7 @@ impl Supervisor {
                 tracing::warn!(sandbox = s.id, %error, "could not remove a sandbox that belongs to no pod");
             }
         }
-        self.remove_half_removed().await;
+        self.remove_half_removed(&containers).await;
         let deps = self.deps.clone();
         let uids: HashSet<String> = stored.into_iter().map(|p| p.uid).collect();
         let _ = tokio::task::spawn_blocking(move || remove_strays(&deps, &uids)).await;
@@ -164,9 +164,9 @@ impl Supervisor {
     }
 
     /// Removes what is left of containers whose removal was cut short.
-    async fn remove_half_removed(&self) {
+    async fn remove_half_removed(&self, known: &[ContainerStatus]) {
         let runtime = &self.deps.runtime;
-        for id in runtime.half_removed().await.unwrap_or_default() {
+        for id in runtime.half_removed(known).await.unwrap_or_default() {
             if let Err(error) = runtime.remove_container(&id).await {
                 tracing::warn!(id, %error, "could not remove what is left of a container");
             }

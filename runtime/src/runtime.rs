@@ -293,15 +293,10 @@ impl Runtime {
             .collect())
     }
 
-    /// Containers whose removal was cut short: the keeper has forgotten them, their files are there. One that is just being made looks the same,
-    /// so this is for the start.
-    pub async fn half_removed(&self) -> Result<Vec<String>> {
-        let known: HashSet<String> = self
-            .list_containers()
-            .await?
-            .into_iter()
-            .map(|c| c.id)
-            .collect();
+    /// Containers whose removal was cut short: the keeper has forgotten them, their files are there. `known` is what [`Runtime::list_containers`]
+    /// said. One that was made since looks the same, so this is for the start.
+    pub async fn half_removed(&self, known: &[ContainerStatus]) -> Result<Vec<String>> {
+        let known: HashSet<String> = known.iter().map(|c| c.id.clone()).collect();
         self.blocking(move |place| {
             let entries = std::fs::read_dir(place.keeper.containers())
                 .into_iter()

@@ -519,6 +519,15 @@ impl EdgeBox {
         fs::read_to_string(self.log_path()).unwrap_or_default()
     }
 
+    /// Has the disk refuse writes to files (a shell pattern), or take them again. One that is immutable refuses them also through
+    /// descriptors that are open. chattr(1)
+    #[track_caller]
+    pub fn refuse_writes(&self, files: &str, refuse: bool) {
+        let flag = if refuse { "+i" } else { "-i" };
+        let command = format!("chattr {flag} {files}");
+        self.run(&["sh", "-c", &command]).ok();
+    }
+
     /// The process id, as the host counts, of the running `amphipod server`.
     #[track_caller]
     pub fn program_pid(&self) -> u32 {

@@ -128,21 +128,15 @@ fn an_address_that_came_while_the_disk_took_no_writes_is_told_when_it_does() {
     edge_box.start(&[]);
     let kubectl = edge_box.kubectl();
     wait_for_the_api(&kubectl);
-    // A file that is immutable refuses writes also through descriptors that are open (chattr(1)).
-    let set = |flag: &str| {
-        sh(
-            &edge_box,
-            &format!("chattr {flag} /var/lib/amphipod/server/state.db*"),
-        )
-    };
-    set("+i");
+    let state = "/var/lib/amphipod/server/state.db*";
+    edge_box.refuse_writes(state, true);
     let address = give_ipv4(&edge_box);
     eventually("the refusal to be logged", SOON, || match edge_box.log() {
         log if log.contains("of which nobody is told") => Ok(()),
         log => Err(log),
     });
     assert_eq!(told(&kubectl), ["", ""]);
-    set("-i");
+    edge_box.refuse_writes(state, false);
     reached_at(&kubectl, "IPv4", &address);
     let log = edge_box.log();
     assert_eq!(log.matches("of which nobody is told").count(), 1, "{log}");

@@ -108,14 +108,9 @@ fn a_disk_that_takes_writes_again_gets_them_without_a_restart() {
     start_pods(&kubectl, edge_box.name());
     kubectl.run(&["create", "configmap", "before"]).ok();
     let before = ids(&kubectl);
-    // A file that is immutable refuses writes also through descriptors that are open (chattr(1)).
     let databases = "/var/lib/amphipod/server/state.db* /var/lib/amphipod/agent/agent.db*";
-    let set = |flag: &str| {
-        let command = format!("chattr {flag} {databases}");
-        edge_box.run(&["sh", "-c", &command]).ok();
-    };
     for round in 1..=2 {
-        set("+i");
+        edge_box.refuse_writes(databases, true);
         let refusal = kubectl.run(&["create", "configmap", "after"]).refused();
         assert!(refusal.contains("refuses writes"), "{refusal}");
         let refusal = kubectl.run(&["delete", "configmap", "before"]).refused();
@@ -131,7 +126,7 @@ fn a_disk_that_takes_writes_again_gets_them_without_a_restart() {
                 ran => Err(format!("{ran:?}")),
             }
         });
-        set("-i");
+        edge_box.refuse_writes(databases, false);
         kubectl.wait_for_writes(&format!("afterwards-{round}"));
         assert_ne!(kubectl.run(&["get", "configmap", "after"]).code, 0);
         eventually("the restart to be told", SOON, || {

@@ -2,9 +2,15 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use amphipod_tests::{EdgeBox, Lan, Registry, eventually};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 
 #[test]
 fn a_box_has_its_own_network_disk_and_processes() {
@@ -75,6 +81,45 @@ fn a_box_that_ends_with_mounts_on_its_disk_leaves_no_disk_behind() {
             Err(format!("{} is there", disk.display()))
         } else {
             Ok(())
+        }
+    });
+}
+
+#[test]
+#[ignore = "started by the test below"]
+fn a_box_that_stands_there() {
+    let lan = Lan::new();
+    let edge_box = EdgeBox::new(&lan);
+    println!("disk: {}", edge_box.disk().display());
+    std::thread::sleep(Duration::MAX);
+}
+
+/// As `timeout` sends one, and Ctrl-C.
+#[test]
+fn a_signal_to_a_test_and_all_that_it_started_leaves_no_box_behind() {
+    let mut test = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "a_box_that_stands_there", "--ignored"])
+        .arg("--nocapture")
+        .stdout(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(test.stdout.take().unwrap()).lines();
+    let disk = said.find_map(|line| Some(PathBuf::from(line.unwrap().strip_prefix("disk: ")?)));
+    let disk = disk.expect("a disk");
+    assert!(disk.exists());
+    killpg(Pid::from_raw(test.id() as i32), Signal::SIGTERM).unwrap();
+    assert!(!test.wait().unwrap().success());
+    eventually("the box to be gone", Duration::from_secs(5), || {
+        let name = format!("amphitest-box-{}-", test.id());
+        let programs = std::fs::read_dir("/proc").unwrap().flatten();
+        let left = programs
+            .filter_map(|process| std::fs::read_to_string(process.path().join("cmdline")).ok())
+            .find(|line| line.contains(&name));
+        match left {
+            Some(line) => Err(line),
+            None if disk.exists() => Err(format!("{} is there", disk.display())),
+            None => Ok(()),
         }
     });
 }

@@ -22,9 +22,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Pid, fork, pipe, sethostname};
+use nix::unistd::{ForkResult, Pid, fork, pipe, sethostname, setsid};
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
@@ -35,6 +36,9 @@ fn main() -> Result<()> {
     if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
         bail!("a box's name is letters, digits and hyphens, not {name:?}");
     }
+    // A signal to the test and all it started (Ctrl-C, timeout(1)) must not end the power supply before it has cut the power. It
+    // cannot fail but for a leader of a group, as which a shell starts it, and that has a group of its own.
+    let _ = setsid();
     let outside = fs::File::open("/proc/self/ns/mnt").context("opening the mount namespace")?;
     unshare(
         CloneFlags::CLONE_NEWPID
@@ -49,7 +53,10 @@ fn main() -> Result<()> {
     match unsafe { fork() }.context("forking PID 1")? {
         ForkResult::Child => {
             drop(ready);
-            let outcome = become_pid_one(&dir, &name);
+            // Should the power supply be killed, the power is off, too.
+            let outcome = prctl::set_pdeathsig(Signal::SIGKILL)
+                .context("binding the box to its power supply")
+                .and_then(|()| become_pid_one(&dir, &name));
             let message = outcome
                 .as_ref()
                 .err()

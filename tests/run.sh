@@ -66,6 +66,7 @@ if [ -z "$filter" ]; then
         not_run+=("clippy: this Rust has none (Debian's rustc-web; rustup: rustup component add clippy)")
     fi
     check "licences, sources and forbidden crates (cargo-deny)" deny
+    check "the patches of tests/sabotage still apply" tests/sabotage/run.sh --check
 fi
 
 # What boxes leave behind: control groups, mounts, disks.

@@ -73,26 +73,39 @@ pub fn are_as_before(kubectl: &Kubectl, before: &Instances) {
     });
 }
 
-/// Every counter's log holds 1, 2, 3, ... without a gap or a repeat.
+/// Every counter's log holds 1, 2, 3, ... without a gap or a repeat, and goes on.
 #[track_caller]
 pub fn check_logs<'a>(kubectl: &Kubectl, names: impl IntoIterator<Item = &'a String>) {
     for name in names {
-        let text = kubectl.run(&["logs", name]).ok();
-        let lines: Vec<u64> = text
-            .lines()
-            .map(|line| {
-                line.parse()
-                    .unwrap_or_else(|_| panic!("{name} logged {line:?}"))
-            })
-            .collect();
-        let broken = lines
-            .iter()
-            .zip(1..)
-            .find(|(line, expected)| **line != *expected);
-        assert_eq!(
-            broken, None,
-            "the log of {name} is broken there (line, expected)"
-        );
-        assert!(!lines.is_empty(), "{name} has no log");
+        let before = check_log(kubectl, name);
+        let what = format!("the log of {name} to go on");
+        eventually(&what, Duration::from_secs(10), || {
+            match check_log(kubectl, name) {
+                now if now > before => Ok(()),
+                now => Err(format!("{now} lines, before {before}")),
+            }
+        });
     }
+}
+
+/// How many lines a counter's log has, which must be 1, 2, 3, ...
+#[track_caller]
+fn check_log(kubectl: &Kubectl, name: &str) -> usize {
+    let text = kubectl.run(&["logs", name]).ok();
+    let lines: Vec<u64> = text
+        .lines()
+        .map(|line| {
+            line.parse()
+                .unwrap_or_else(|_| panic!("{name} logged {line:?}"))
+        })
+        .collect();
+    let broken = lines
+        .iter()
+        .zip(1..)
+        .find(|(line, expected)| **line != *expected);
+    assert_eq!(
+        broken, None,
+        "the log of {name} is broken there (line, expected)"
+    );
+    lines.len()
 }

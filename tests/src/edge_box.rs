@@ -393,7 +393,7 @@ impl EdgeBox {
     /// The memory that all amphipod's processes in the box have for themselves (without the program's own pages), bytes.
     #[track_caller]
     pub fn memory(&self) -> u64 {
-        let script = "for p in $(pgrep -f '^[^ ]*amphipod (server|agent|keeper)'); do grep '^Pss_Anon:' /proc/$p/smaps_rollup; done";
+        let script = "for p in $(pgrep -f '^[^ ]*amphipod[^ ]* (server|agent|keeper)'); do grep '^Pss_Anon:' /proc/$p/smaps_rollup; done";
         let text = self.run(&["bash", "-c", script]).ok();
         let kib = text
             .lines()

@@ -403,9 +403,9 @@ fn lists_that_nobody_reads_pin_no_memory_without_bound() {
         most >> 10
     );
     assert!(most < before + 128 * MIB, "{} KiB", most >> 10);
-    // The next honest client gets the whole list, once the stuck ones were ended.
+    // The next honest client gets such a list, at the latest when the stuck ones were ended.
     eventually("a whole list", Duration::from_secs(30), || {
-        let ran = kubectl.run(&["get", "configmaps", "-o", "json"]);
+        let ran = kubectl.run(&["get", "--raw", &format!("{MAPS}?pretty=true")]);
         if ran.code == 0 {
             Ok(())
         } else {

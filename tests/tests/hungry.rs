@@ -9,7 +9,8 @@ use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// A box with a registry, a ready node and a pod beside the hungry one, which must not notice anything.
+/// A box with a registry, a ready node and a pod beside the hungry one, which must not notice anything. It has some memory, which is its
+/// right, so that it could be taken for the one that has too much.
 struct Host {
     kubectl: Kubectl,
     neighbour: String,
@@ -33,7 +34,7 @@ impl Host {
         let kubectl = edge_box.kubectl();
         kubectl.apply(&pod(
             "neighbour",
-            "command: [sleep, '3600']
+            "command: [sh, -c, 'x=$(head -c 4000000 /dev/zero | tr \\\\0 x); sleep 3600; :']
     resources: {limits: {memory: 24Mi, cpu: 200m}}
     livenessProbe: {periodSeconds: 1, timeoutSeconds: 5, failureThreshold: 3, exec: {command: ['true']}}",
             "",

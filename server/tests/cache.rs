@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use amphipod_server::cache::{Cache, EventType, Object, Table, TableSpec, encode};
 use amphipod_server::resources::SelectableField;
@@ -211,8 +211,10 @@ async fn list_and_watch_lose_and_repeat_nothing_under_load() {
     let (cache, table) = pods();
     const LAST: u64 = 3000;
     let done = Arc::new(AtomicBool::new(false));
+    // How far each watch has come.
+    let come: Arc<[AtomicU64; 4]> = Arc::default();
     let writer = std::thread::spawn({
-        let (cache, done) = (cache.clone(), done.clone());
+        let (cache, done, come) = (cache.clone(), done.clone(), come.clone());
         move || {
             for revision in 1..=LAST {
                 let name = format!("p{}", revision % 7);
@@ -223,7 +225,8 @@ async fn list_and_watch_lose_and_repeat_nothing_under_load() {
                 };
                 cache.apply(&[record]);
                 // Watches that fall off the ring are another test.
-                if revision % 64 == 0 {
+                let behind = |at: &AtomicU64| at.load(Ordering::Acquire) + 256 < revision;
+                while come.iter().any(behind) {
                     std::thread::yield_now();
                 }
             }
@@ -231,8 +234,8 @@ async fn list_and_watch_lose_and_repeat_nothing_under_load() {
         }
     });
     let mut watchers = Vec::new();
-    for _ in 0..4 {
-        let (table, done) = (table.clone(), done.clone());
+    for watcher in 0..come.len() {
+        let (table, done, come) = (table.clone(), done.clone(), come.clone());
         watchers.push(tokio::spawn(async move {
             let (snapshot, mut watch) = table.list_and_watch(None);
             let mut state: std::collections::BTreeMap<String, u64> = snapshot
@@ -257,6 +260,7 @@ async fn list_and_watch_lose_and_repeat_nothing_under_load() {
                         _ => drop(state.insert(name, event.revision)),
                     }
                 }
+                come[watcher].store(last, Ordering::Release);
                 if finished && events.is_empty() {
                     return state;
                 }

@@ -112,6 +112,29 @@ pub fn finalizers(object: &Value) -> impl Iterator<Item = &str> {
         .filter_map(Value::as_str)
 }
 
+/// Adds a finalizer, unless it is there.
+pub fn add_finalizer(object: &mut Value, finalizer: &str) {
+    let list = metadata_mut(object)
+        .entry("finalizers")
+        .or_insert_with(|| json!([]));
+    if let Value::Array(list) = list
+        && !list.iter().any(|have| have == finalizer)
+    {
+        list.push(finalizer.into());
+    }
+}
+
+/// Takes a finalizer away.
+pub fn remove_finalizer(object: &mut Value, finalizer: &str) {
+    let metadata = metadata_mut(object);
+    if let Some(Value::Array(list)) = metadata.get_mut("finalizers") {
+        list.retain(|have| have != finalizer);
+        if list.is_empty() {
+            metadata.remove("finalizers");
+        }
+    }
+}
+
 pub fn creation_timestamp(object: &Value) -> Option<Timestamp> {
     time::parse_time(meta_str(object, "creationTimestamp"))
 }

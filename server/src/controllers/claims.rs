@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use amphipod_api::{LabelSelector, Status};
+use amphipod_api::{LabelSelector, Status, meta};
 use serde_json::{Value, json};
 
 use super::{Result, Tools};
@@ -67,29 +67,54 @@ impl Owner<'_> {
         resource: &str,
         fit: impl Fn(&Meta) -> bool,
     ) -> Result<Vec<Arc<Object>>> {
+        self.claim_all(tools, resource, fit, None).await
+    }
+
+    /// As [`Owner::claim`]; what is adopted gets a finalizer with its owner, what is released loses both.
+    ///
+    /// # Errors
+    /// As [`Owner::claim`].
+    pub async fn claim_marked(
+        &self,
+        tools: &Tools,
+        resource: &str,
+        finalizer: &str,
+    ) -> Result<Vec<Arc<Object>>> {
+        self.claim_all(tools, resource, |_| true, Some(finalizer))
+            .await
+    }
+
+    async fn claim_all(
+        &self,
+        tools: &Tools,
+        resource: &str,
+        fit: impl Fn(&Meta) -> bool,
+        finalizer: Option<&str>,
+    ) -> Result<Vec<Arc<Object>>> {
         let table = tools.table(resource);
-        let meta = &self.object.meta;
-        let mut candidates = table.by_owner(&meta.uid);
-        table.for_each(Some(&meta.namespace), |object| {
+        let owner = &self.object.meta;
+        let mut candidates = table.by_owner(&owner.uid);
+        table.for_each(Some(&owner.namespace), |object| {
             if object.meta.controller().is_none() && self.judge(&object.meta) == Verdict::Adopt {
                 candidates.push(object.clone());
             }
         });
         let mut mine = Vec::with_capacity(candidates.len());
         for candidate in candidates {
-            if candidate.meta.namespace != meta.namespace || !fit(&candidate.meta) {
+            if candidate.meta.namespace != owner.namespace || !fit(&candidate.meta) {
                 continue;
             }
-            let changed = match self.judge(&candidate.meta) {
+            let own = match self.judge(&candidate.meta) {
                 Verdict::Mine => {
                     mine.push(candidate);
                     continue;
                 }
                 Verdict::Other => continue,
-                Verdict::Adopt => self.set_owner(tools, resource, &candidate, true).await,
-                Verdict::Release => self.set_owner(tools, resource, &candidate, false).await,
+                Verdict::Adopt => true,
+                Verdict::Release => false,
             };
-            match changed {
+            let changed = self.set_owner(tools, resource, &candidate, own, finalizer);
+            match changed.await {
                 Ok(object) if self.judge(&object.meta) == Verdict::Mine => mine.push(object),
                 Ok(_) => {}
                 Err(status) if status.is_not_found() || status.is_conflict() => {}
@@ -105,16 +130,17 @@ impl Owner<'_> {
         resource: &str,
         object: &Object,
         own: bool,
+        finalizer: Option<&str>,
     ) -> Result<Arc<Object>> {
         let context = tools.context(resource, &object.meta.namespace)?;
         let change = |value: &mut Value| {
-            if amphipod_api::meta::uid(value) != &*object.meta.uid {
+            if meta::uid(value) != &*object.meta.uid {
                 return Err(Status::not_found(
                     &context.group_resource(),
                     &object.meta.name,
                 ));
             }
-            let owners = amphipod_api::meta::metadata_mut(value)
+            let owners = meta::metadata_mut(value)
                 .entry("ownerReferences")
                 .or_insert_with(|| json!([]));
             let Some(owners) = owners.as_array_mut() else {
@@ -122,8 +148,16 @@ impl Owner<'_> {
             };
             owners.retain(|owner| owner["uid"] != *self.object.meta.uid);
             // Somebody else was faster.
-            if own && !owners.iter().any(|owner| owner["controller"] == true) {
+            if own && owners.iter().any(|owner| owner["controller"] == true) {
+                return Ok(());
+            }
+            if own {
                 owners.push(self.reference());
+            }
+            match finalizer {
+                Some(finalizer) if own => meta::add_finalizer(value, finalizer),
+                Some(finalizer) => meta::remove_finalizer(value, finalizer),
+                None => {}
             }
             Ok(())
         };

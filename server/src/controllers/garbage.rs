@@ -351,13 +351,7 @@ async fn remove_finalizer(
     finalizer: &str,
 ) -> Result<()> {
     change(tools, resource, object, |value| {
-        let metadata = meta::metadata_mut(value);
-        if let Some(Value::Array(finalizers)) = metadata.get_mut("finalizers") {
-            finalizers.retain(|have| have != finalizer);
-            if finalizers.is_empty() {
-                metadata.remove("finalizers");
-            }
-        }
+        meta::remove_finalizer(value, finalizer);
     })
     .await
 }

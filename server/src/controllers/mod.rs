@@ -14,6 +14,7 @@ mod daemon_set;
 mod deployment;
 mod endpoints;
 mod garbage;
+mod job;
 mod memo;
 mod namespace_defaults;
 mod namespace_deletion;
@@ -242,6 +243,9 @@ fn all() -> Vec<Arc<dyn Controller>> {
         Arc::new(deployment::Deployments::default()),
         Arc::new(stateful_set::StatefulSets),
         Arc::new(daemon_set::DaemonSets::default()),
+        Arc::new(job::Jobs::default()),
+        Arc::new(job::Orphans::default()),
+        Arc::new(job::TtlAfterFinished),
         Arc::new(certificates::Approver),
         Arc::new(certificates::Signer),
         Arc::new(certificates::Cleaner),

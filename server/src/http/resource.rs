@@ -413,7 +413,9 @@ async fn delete_collection(call: &Call, descriptor: Arc<Descriptor>, body: Bytes
         .registry
         .delete_collection(&cx, &options, &list)
         .await?;
-    Ok(whole_list(form, listed.chunks(&cx.descriptor)))
+    let mut response = whole_list(form, listed.chunks(&cx.descriptor));
+    respond::warn(&mut response, &cx.take_warnings());
+    Ok(response)
 }
 
 /// An object, in the form that was asked for.

@@ -4,6 +4,7 @@
 //! finalizers is first marked (`deletionTimestamp`); it goes when a delete without grace comes (the node's agent sends it),
 //! or when an update takes the last finalizer away.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use amphipod_api::{Status, meta};
@@ -68,6 +69,9 @@ impl Registry {
     ) -> Result<Deleted, Status> {
         options.check()?;
         let dry_run = cx.dry_run || options.dry_run;
+        let (options, warning) = with_default(cx, options);
+        warning.into_iter().for_each(|warning| cx.warn(warning));
+        let options = &*options;
         let table = self.table(&cx.descriptor);
         for _ in 0..ATTEMPTS {
             let stored = table
@@ -120,6 +124,9 @@ impl Registry {
         options: &DeleteOptions,
         list: &ListOptions,
     ) -> Result<Listed, Status> {
+        let (options, warning) = with_default(cx, options);
+        warning.into_iter().for_each(|warning| cx.warn(warning));
+        let options = &*options;
         let mut listed = self.list(cx, list).await?;
         for item in &mut listed.items {
             let target;
@@ -322,6 +329,21 @@ enum Grace {
 fn later(when: Timestamp, seconds: i64) -> Timestamp {
     when.checked_add(SignedDuration::from_secs(seconds))
         .unwrap_or(when)
+}
+
+/// What the request says, and where it says nothing of the dependents, the kind; with a warning if they stay.
+fn with_default<'a>(
+    cx: &Context,
+    options: &'a DeleteOptions,
+) -> (Cow<'a, DeleteOptions>, Option<&'static str>) {
+    match cx.descriptor.strategy.orphans_by_default() {
+        Some(warning) if options.propagation.is_none() && options.orphan_dependents.is_none() => {
+            let mut options = options.clone();
+            options.propagation = Some(Propagation::Orphan);
+            (Cow::Owned(options), Some(warning))
+        }
+        _ => (Cow::Borrowed(options), None),
+    }
 }
 
 /// The finalizers of the object once deletion has begun: the garbage collector's two follow the propagation policy.

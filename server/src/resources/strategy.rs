@@ -132,6 +132,11 @@ pub trait Strategy: Send + Sync {
         None
     }
 
+    /// Whether a delete that does not say what becomes of the dependents leaves them: then the warning that tells so.
+    fn orphans_by_default(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Whether an update without resourceVersion overwrites.
     fn allow_unconditional_update(&self) -> bool {
         true

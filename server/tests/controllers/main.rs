@@ -4,6 +4,7 @@
 mod bench;
 mod deployments;
 mod garbage;
+mod jobs;
 mod namespaces;
 mod nodes;
 mod replica_sets;

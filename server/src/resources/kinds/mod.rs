@@ -18,6 +18,7 @@ mod daemon_set;
 mod endpoints;
 mod event;
 mod ingress;
+mod job;
 mod lease;
 mod limits;
 mod namespace;
@@ -63,6 +64,7 @@ pub fn all() -> Vec<Descriptor> {
     ];
     all.extend(reviews::all());
     all.extend([
+        job::descriptor(),
         csr::descriptor(),
         lease::descriptor(),
         endpoints::endpoint_slice(),

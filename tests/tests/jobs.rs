@@ -1,8 +1,8 @@
-//! Jobs: pods that run until they have done what they are for, each counted once.
+//! Jobs: pods that run until they have done what they are for, each counted once; and CronJobs, which make them when it is time.
 
 #![allow(clippy::unwrap_used)]
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use amphipod_tests::{BUSYBOX, EdgeBox, Kubectl, Lan, Registry, eventually, namespace};
 use serde_json::Value;
@@ -391,4 +391,205 @@ fn killing_the_server_in_the_middle_of_a_job_loses_no_pod_and_counts_none_twice(
     );
     let ran = std::fs::read_to_string(edge_box.disk().join("lib/flags/ran")).unwrap();
     assert_eq!(ran.lines().count(), 24, "each pod ran once");
+}
+
+/// A CronJob that is due at each full hour; its pods run `script`.
+fn hourly(name: &str, script: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: batch/v1
+kind: CronJob
+metadata: {{name: {name}}}
+spec:
+  schedule: '0 * * * *'
+  successfulJobsHistoryLimit: 10
+  {spec}
+  jobTemplate:
+    metadata: {{labels: {{cron: {name}}}}}
+    spec:
+      template:
+        spec:
+          terminationGracePeriodSeconds: 0
+          restartPolicy: Never
+          containers: [{{name: main, image: {BUSYBOX}, command: [sh, -c, '{script}']}}]
+---
+"
+    )
+}
+
+/// Names of the jobs of a CronJob that are not going.
+fn jobs_of(kubectl: &Kubectl, name: &str) -> Vec<String> {
+    let selector = format!("--selector=cron={name}");
+    let list = kubectl.get(&["jobs", &selector]);
+    let there = list["items"].as_array().unwrap().iter();
+    there
+        .filter(|job| job["metadata"]["deletionTimestamp"].is_null())
+        .map(|job| job["metadata"]["name"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[track_caller]
+fn become_jobs(kubectl: &Kubectl, name: &str, wanted: usize) -> Vec<String> {
+    eventually("the jobs", Duration::from_secs(120), || {
+        let jobs = jobs_of(kubectl, name);
+        match jobs.len() == wanted {
+            true => Ok(jobs),
+            false => Err(format!("{jobs:?}")),
+        }
+    })
+}
+
+/// A box whose wall clock the test sets.
+fn box_with_a_clock(lan: &Lan) -> (EdgeBox, Registry) {
+    let mut edge_box = EdgeBox::new(lan);
+    let registry = Registry::start(&edge_box);
+    edge_box.give_clock();
+    edge_box.start(&[]);
+    edge_box.wait_until_ready();
+    (edge_box, registry)
+}
+
+const HOUR: i64 = 3600;
+const YEAR: i64 = 400 * 24 * HOUR;
+
+#[test]
+fn a_cron_job_makes_a_job_when_it_is_time_and_one_after_a_year_that_was_missed() {
+    let lan = Lan::new();
+    let (edge_box, _registry) = box_with_a_clock(&lan);
+    let kubectl = edge_box.kubectl();
+    kubectl.apply(&hourly("tidy", "true", ""));
+    kubectl.wait_for(
+        "cronjob/tidy",
+        "jsonpath={.spec.concurrencyPolicy}=Allow",
+        10,
+    );
+    assert_eq!(jobs_of(&kubectl, "tidy").len(), 0);
+    let mut made: Vec<String> = Vec::new();
+    let mut base = 0;
+    for step in ["an hour", "a year", "back, before a full hour", "an hour"] {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let into_the_hour = i64::try_from(now.as_secs()).unwrap() % HOUR;
+        let offset = match step {
+            "a year" => YEAR,
+            "an hour" => base + HOUR,
+            // Enough for the box to notice before the hour is full.
+            _ => {
+                base = 2 * HOUR - into_the_hour - 45;
+                base
+            }
+        };
+        println!("{step}: {offset} s");
+        edge_box.set_clock(offset);
+        let jobs = become_jobs(&kubectl, "tidy", made.len() + 1);
+        for job in jobs.iter().filter(|job| !made.contains(job)) {
+            let job = format!("job/{job}");
+            kubectl.wait_for(&job, "condition=complete", 60);
+        }
+        made = jobs;
+        eventually("the status", Duration::from_secs(30), || {
+            let status = kubectl.get(&["cronjob", "tidy"])["status"].clone();
+            let done = status["active"].is_null() && status["lastSuccessfulTime"].is_string();
+            match done && status["lastScheduleTime"].is_string() {
+                true => Ok(()),
+                false => Err(status.to_string()),
+            }
+        });
+    }
+    let many = "TooManyMissedTimes too many missed start times. Set or decrease .spec.startingDeadlineSeconds or check clock skew";
+    was_told(&kubectl, "tidy", many);
+    let job = kubectl.get(&["job", &made[0]]);
+    let annotations = &job["metadata"]["annotations"];
+    let due = annotations["batch.kubernetes.io/cronjob-scheduled-timestamp"].as_str();
+    assert!(due.unwrap().ends_with(":00:00Z"), "{due:?}");
+    was_told(
+        &kubectl,
+        "tidy",
+        &format!("SuccessfulCreate Created job {}", made[0]),
+    );
+}
+
+#[test]
+fn a_job_that_still_runs_when_the_next_is_due_is_kept_alone_or_replaced() {
+    let lan = Lan::new();
+    let (edge_box, _registry) = box_with_a_clock(&lan);
+    let kubectl = edge_box.kubectl();
+    let cron = |name: &str, spec: &str| hourly(name, "sleep 3600", spec);
+    let all = [
+        cron("allow", "concurrencyPolicy: Allow"),
+        cron("forbid", "concurrencyPolicy: Forbid"),
+        cron("replace", "concurrencyPolicy: Replace"),
+        cron("suspended", "suspend: true"),
+    ];
+    kubectl.apply(&all.concat());
+    edge_box.set_clock(HOUR);
+    become_jobs(&kubectl, "allow", 1);
+    let forbidden = become_jobs(&kubectl, "forbid", 1);
+    let replaced = become_jobs(&kubectl, "replace", 1);
+    edge_box.set_clock(2 * HOUR);
+    become_jobs(&kubectl, "allow", 2);
+    kubectl.wait_for(&format!("job/{}", replaced[0]), "delete", 60);
+    assert_ne!(become_jobs(&kubectl, "replace", 1), replaced);
+    let why = "JobAlreadyActive Not starting job because prior execution is running and concurrency policy is Forbid";
+    was_told(&kubectl, "forbid", why);
+    assert_eq!(jobs_of(&kubectl, "forbid"), forbidden);
+    assert_eq!(jobs_of(&kubectl, "suspended").len(), 0);
+    // The next follows when the one before it is gone.
+    kubectl.run(&["delete", "job", &forbidden[0]]).ok();
+    assert_ne!(become_jobs(&kubectl, "forbid", 1), forbidden);
+}
+
+#[test]
+fn a_job_is_made_of_a_cron_job_by_hand_and_goes_with_it() {
+    let kubectl = namespace("by-hand");
+    let image = format!("--image={BUSYBOX}");
+    let schedule = "--schedule=0 3 1 1 *";
+    let create = [
+        "create", "cronjob", "tidy", &image, schedule, "--", "echo", "tidied",
+    ];
+    kubectl.run(&create).ok();
+    let by_hand = ["create", "job", "now", "--from=cronjob/tidy"];
+    kubectl.run(&by_hand).ok();
+    kubectl.wait_for("job/now", "condition=complete", 60);
+    assert_eq!(kubectl.run(&["logs", "job/now"]).ok(), "tidied\n");
+    let annotations = kubectl.get(&["job", "now"])["metadata"]["annotations"].clone();
+    assert_eq!(annotations["cronjob.kubernetes.io/instantiate"], "manual");
+    let line = kubectl
+        .run(&["get", "cronjob", "tidy", "--no-headers"])
+        .ok();
+    let cells: Vec<&str> = line.split_whitespace().collect();
+    assert_eq!(
+        cells[..9],
+        ["tidy", "0", "3", "1", "1", "*", "<none>", "False", "0"]
+    );
+    kubectl.wait_for("cronjob/tidy", "jsonpath={.status.lastSuccessfulTime}", 30);
+    kubectl.run(&["delete", "cronjob", "tidy"]).ok();
+    kubectl.wait_for("job/now", "delete", 30);
+    no_pods(&kubectl);
+}
+
+#[test]
+fn kubectl_is_told_what_is_wrong_with_a_cron_job() {
+    let kubectl = namespace("invalid-cron");
+    for (from, to, why) in [
+        (
+            "0 * * * *",
+            "60 * * * *",
+            "end of range (60) above maximum (59): 60",
+        ),
+        (
+            "0 * * * *",
+            "TZ=UTC 0 * * * *",
+            "cannot use TZ or CRON_TZ in schedule",
+        ),
+        (
+            "'0 * * * *'",
+            "'0 * * * *'\n  timeZone: Mars/Olympus",
+            "unknown time zone Mars/Olympus",
+        ),
+    ] {
+        let wrong = hourly("tidy", "true", "").replace(from, to);
+        let refused = kubectl.run_with(&["apply", "-f", "-"], &wrong).refused();
+        assert!(refused.contains(why), "{refused}");
+    }
+    let known = hourly("tidy", "true", "timeZone: Europe/Berlin");
+    kubectl.apply(&known);
 }

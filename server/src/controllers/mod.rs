@@ -10,6 +10,7 @@
 mod certificates;
 mod claims;
 mod cluster_dns;
+mod cron_job;
 mod daemon_set;
 mod deployment;
 mod endpoints;
@@ -246,6 +247,7 @@ fn all() -> Vec<Arc<dyn Controller>> {
         Arc::new(job::Jobs::default()),
         Arc::new(job::Orphans::default()),
         Arc::new(job::TtlAfterFinished),
+        Arc::new(cron_job::CronJobs::default()),
         Arc::new(certificates::Approver),
         Arc::new(certificates::Signer),
         Arc::new(certificates::Cleaner),

@@ -10,6 +10,7 @@ mod catalog;
 mod common;
 mod descriptor;
 pub mod kinds;
+pub mod schedule;
 pub mod schema;
 mod strategy;
 pub mod table;

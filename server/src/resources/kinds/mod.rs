@@ -13,6 +13,7 @@ use super::{
 
 mod account;
 mod config;
+mod cron_job;
 mod csr;
 mod daemon_set;
 mod endpoints;
@@ -64,6 +65,7 @@ pub fn all() -> Vec<Descriptor> {
     ];
     all.extend(reviews::all());
     all.extend([
+        cron_job::descriptor(),
         job::descriptor(),
         csr::descriptor(),
         lease::descriptor(),

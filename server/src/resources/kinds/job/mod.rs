@@ -9,7 +9,7 @@ use amphipod_api::meta::{
     name as name_of, str_at, uid,
 };
 use amphipod_api::time::{human_duration, parse_time};
-use amphipod_api::{FieldError, Status, names};
+use amphipod_api::{FieldError, FieldPath, Status, names};
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1;
 use serde_json::{Map, Value, json};
@@ -21,6 +21,8 @@ use crate::resources::common::{
 };
 use crate::resources::table::{age_cell, containers_and_images, name, selector, since};
 use crate::resources::{Column, Descriptor, SelectableField, Strategy, StrategyContext};
+
+pub(super) use validate::spec as validate_spec;
 
 /// Labels of a job's pods with the uid of the job, the old name of the label first.
 const UID_LABELS: [&str; 2] = ["controller-uid", "batch.kubernetes.io/controller-uid"];
@@ -128,15 +130,7 @@ impl Strategy for Job {
     }
 
     fn warnings(&self, obj: &Value) -> Vec<String> {
-        let mut warnings = Vec::new();
-        let problems = names::dns1123_label(name_of(obj));
-        if !problems.is_empty() {
-            warnings.push(format!(
-                "metadata.name: this is used in Pod names and hostnames, which can result in surprising behavior; a DNS label is recommended: [{}]",
-                problems.join(" ")
-            ));
-        }
-        warnings.extend(validate::warnings(&obj["spec"], &SPEC));
+        let mut warnings = warnings(obj, &obj["spec"], &SPEC);
         warnings.extend(template_warnings(obj));
         warnings
     }
@@ -154,6 +148,20 @@ impl Strategy for Job {
             selector(at(obj, &["spec", "selector"])).into(),
         ]
     }
+}
+
+/// What is odd about the name of an object that makes pods, and about the spec of a job.
+pub(super) fn warnings(obj: &Value, spec: &Value, path: &FieldPath) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let problems = names::dns1123_label(name_of(obj));
+    if !problems.is_empty() {
+        warnings.push(format!(
+            "metadata.name: this is used in Pod names and hostnames, which can result in surprising behavior; a DNS label is recommended: [{}]",
+            problems.join(" ")
+        ));
+    }
+    warnings.extend(validate::warnings(spec, path));
+    warnings
 }
 
 fn is_set(map: &Map<String, Value>, field: &str) -> bool {

@@ -13,6 +13,7 @@ pub mod ip;
 pub mod join;
 pub mod jwt;
 pub mod kubeconfig;
+pub mod local_volumes;
 pub mod meta;
 pub mod names;
 pub mod patch;

@@ -11,6 +11,7 @@ mod node_taint;
 mod priority;
 mod quota;
 mod service_account;
+mod storage;
 mod tolerations;
 
 use amphipod_api::Status;
@@ -25,6 +26,7 @@ pub use node_taint::TaintNodesByCondition;
 pub use priority::Priority;
 pub use quota::ResourceQuota;
 pub use service_account::ServiceAccount;
+pub use storage::Storage;
 pub use tolerations::{DefaultTolerationSeconds, DefaultTolerations};
 
 /// Plugins, one after the other; the first refusal counts.
@@ -44,6 +46,7 @@ impl Chain {
                 Box::new(TaintNodesByCondition),
                 Box::new(Priority),
                 Box::new(DefaultTolerationSeconds(tolerations)),
+                Box::new(Storage),
                 Box::new(ResourceQuota),
             ],
         }

@@ -253,3 +253,81 @@ fn a_node_touches_only_what_is_its_own() {
         r#"serviceaccounts "s" is forbidden: node requested token bound to a pod scheduled on a different node"#
     );
 }
+
+#[test]
+fn claims_and_volumes_are_protected_and_claims_get_the_default_class() {
+    let default = json!({"metadata": {"name": "local", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}}});
+    let objects = Objects::default().with("storageclasses.storage.k8s.io", default);
+    let admitted = |resource: &str, mut object: Value| {
+        let context = context(resource, "shop", admin());
+        let request = Request {
+            context: &context,
+            operation: Operation::Create,
+            name: "data",
+            old: None,
+            lookup: &objects,
+        };
+        Storage.admit(&request, &mut object).unwrap();
+        object
+    };
+    let claim = admitted(
+        "persistentvolumeclaims",
+        json!({"metadata": {}, "spec": {}}),
+    );
+    assert_eq!(claim["spec"]["storageClassName"], "local");
+    assert_eq!(
+        claim["metadata"]["finalizers"],
+        json!(["kubernetes.io/pvc-protection"])
+    );
+    let none = admitted(
+        "persistentvolumeclaims",
+        json!({"spec": {"storageClassName": ""}}),
+    );
+    assert_eq!(none["spec"]["storageClassName"], "");
+    let protected = json!({"metadata": {"finalizers": ["kubernetes.io/pv-protection"]}});
+    assert_eq!(admitted("persistentvolumes", protected.clone()), protected);
+}
+
+#[test]
+fn a_claim_grows_only_when_it_is_bound_and_its_class_lets_it() {
+    let claim = |size: &str, class: &str, phase: &str| json!({"spec": {"storageClassName": class, "resources": {"requests": {"storage": size}}}, "status": {"phase": phase}});
+    let class =
+        |name: &str, may: bool| json!({"metadata": {"name": name}, "allowVolumeExpansion": may});
+    let objects = Objects::default()
+        .with("storageclasses.storage.k8s.io", class("stiff", false))
+        .with("storageclasses.storage.k8s.io", class("soft", true));
+    let refused = |new: Value, old: Value| {
+        let context = context("persistentvolumeclaims", "shop", admin());
+        let request = Request {
+            context: &context,
+            operation: Operation::Update,
+            name: "data",
+            old: Some(&old),
+            lookup: &objects,
+        };
+        Storage
+            .validate(&request, Some(&new))
+            .err()
+            .map(|s| s.message.clone())
+    };
+    let grown =
+        |class: &str, phase: &str| refused(claim("2Gi", class, phase), claim("1Gi", class, phase));
+    assert_eq!(grown("soft", "Bound"), None);
+    assert!(
+        grown("soft", "Pending")
+            .unwrap()
+            .ends_with("Only bound persistent volume claims can be expanded")
+    );
+    assert!(
+        grown("stiff", "Bound")
+            .unwrap()
+            .ends_with("the storageclass that provisions the pvc must support resize")
+    );
+    assert_eq!(
+        refused(
+            claim("1Gi", "stiff", "Bound"),
+            claim("1Gi", "stiff", "Bound")
+        ),
+        None
+    );
+}

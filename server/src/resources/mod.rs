@@ -16,6 +16,7 @@ mod strategy;
 pub mod table;
 pub mod usage;
 pub mod validate;
+pub mod volumes;
 
 pub use catalog::Catalog;
 pub use descriptor::{

@@ -12,6 +12,7 @@ use super::{
 };
 
 mod account;
+mod claim;
 mod config;
 mod cron_job;
 mod csr;
@@ -32,8 +33,11 @@ mod replica_set;
 mod reviews;
 mod service;
 mod stateful_set;
+mod storage_class;
+mod volume;
 mod workload;
 
+pub use claim::claim_spec;
 pub use limits::{quota_covers, quota_is_scoped};
 pub use pod::default_pod;
 
@@ -50,6 +54,8 @@ pub fn all() -> Vec<Descriptor> {
         limits::limit_range(),
         namespace::descriptor(),
         node::descriptor(),
+        claim::descriptor(),
+        volume::descriptor(),
         pod::descriptor(),
         pod_template::descriptor(),
         replica_set::replication_controller(),
@@ -79,6 +85,7 @@ pub fn all() -> Vec<Descriptor> {
         rbac::role_binding(),
         rbac::role(),
         policy::priority_class(),
+        storage_class::descriptor(),
     ]);
     all
 }

@@ -1,6 +1,8 @@
 //! Promises of the kinds, through the hooks that the engine calls.
 #![allow(clippy::unwrap_used)]
 
+mod storage;
+
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 

@@ -191,6 +191,12 @@ fn volume(volume: &mut Map<String, Value>) {
             }
         }
     }
+    if let Some(template) = object_mut(volume, "ephemeral")
+        .and_then(|ephemeral| object_mut(ephemeral, "volumeClaimTemplate"))
+        && let Some(spec) = object_mut(template, "spec")
+    {
+        fill_text(spec, "volumeMode", "Filesystem");
+    }
     if let Some(path) = object_mut(volume, "hostPath") {
         fill(path, "type", "");
     }

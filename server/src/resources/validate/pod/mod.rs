@@ -17,6 +17,8 @@ use serde_json::Value;
 
 use super::{Errors, labels, one_of, problems};
 
+pub use placement::node_selector;
+pub use volume::{no_backsteps, one_source};
 pub use warnings::warnings;
 
 /// Where a pod spec stands: some rules are for pods only.

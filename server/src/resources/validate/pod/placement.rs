@@ -68,7 +68,8 @@ fn weight(term: &Value, path: &FieldPath, errors: &mut Errors) {
     }
 }
 
-fn node_selector(selector: &Value, path: &FieldPath, errors: &mut Errors) {
+/// A `v1.NodeSelector`.
+pub fn node_selector(selector: &Value, path: &FieldPath, errors: &mut Errors) {
     let terms = array_at(selector, &["nodeSelectorTerms"]);
     let path = path.child("nodeSelectorTerms");
     if terms.is_empty() {

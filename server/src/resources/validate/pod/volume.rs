@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::container::{Volumes, descending_path};
 use super::env::downward_files;
+use crate::resources::kinds::claim_spec;
 use crate::resources::validate::{Errors, one_of, problems};
 
 /// `volumes`; gives those that are valid, which is what mounts can name.
@@ -80,7 +81,8 @@ fn required(path: &FieldPath, source: &Value, fields: &[&'static str], errors: &
     }
 }
 
-fn one_source(kind: &str, source: &Value, path: &FieldPath, errors: &mut Errors) {
+/// One source of a volume, of a pod's or of a PersistentVolume's.
+pub fn one_source(kind: &str, source: &Value, path: &FieldPath, errors: &mut Errors) {
     match kind {
         "emptyDir" => {
             let limit = source
@@ -158,8 +160,12 @@ fn one_source(kind: &str, source: &Value, path: &FieldPath, errors: &mut Errors)
                 );
             }
         }
-        "ephemeral" if source.get("volumeClaimTemplate").is_none() => {
-            errors.push(FieldError::required(path.child("volumeClaimTemplate"), ""));
+        "ephemeral" => {
+            let path = path.child("volumeClaimTemplate");
+            match source.get("volumeClaimTemplate") {
+                None => errors.push(FieldError::required(path, "")),
+                Some(template) => claim_spec(&template["spec"], &path.child("spec"), errors),
+            }
         }
         "image" => {
             required(path, source, &["reference"], errors);
@@ -175,7 +181,8 @@ fn one_source(kind: &str, source: &Value, path: &FieldPath, errors: &mut Errors)
     }
 }
 
-fn no_backsteps(path: &FieldPath, target: &str, errors: &mut Errors) {
+/// No `..` in a path of the box.
+pub fn no_backsteps(path: &FieldPath, target: &str, errors: &mut Errors) {
     if target.split('/').any(|part| part == "..") {
         errors.push(FieldError::invalid(path, target, "must not contain '..'"));
     }

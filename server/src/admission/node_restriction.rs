@@ -1,7 +1,10 @@
 //! NodeRestriction: an agent changes its own node, its own lease and the pods bound to it, nothing else.
 
 use amphipod_api::Status;
-use amphipod_api::meta::{annotation, at, labels, name, str_at};
+use amphipod_api::local_volumes::FINALIZER;
+use amphipod_api::meta::{
+    annotation, at, finalizers, is_deleting, labels, metadata_mut, name, str_at,
+};
 use serde_json::{Map, Value};
 
 use super::forbidden;
@@ -44,6 +47,7 @@ impl Admission for NodeRestriction {
             ("", "pods", None) => pod(request, node, object),
             ("", "pods", Some(part @ ("status" | "eviction"))) => pod_part(request, node, part),
             ("", "nodes", None | Some("status")) => own_node(request, node, object),
+            ("", "persistentvolumes", None) => volume(request, node, object),
             ("", "serviceaccounts", Some("token")) => token(request, node, object),
             ("coordination.k8s.io", "leases", None) => lease(request, node, object),
             _ => Ok(()),
@@ -106,6 +110,38 @@ fn pod_part(request: &Request<'_>, node: &str, part: &str) -> Result<(), Status>
         request,
         format!("node {node:?} can only {what} pods with spec.nodeName set to itself"),
     ))
+}
+
+/// A node may say one thing of a volume that is going: that its data is gone.
+fn volume(request: &Request<'_>, node: &str, object: Option<&Value>) -> Result<(), Status> {
+    let without = |volume: &Value| {
+        let mut volume = volume.clone();
+        let metadata = metadata_mut(&mut volume);
+        for field in ["finalizers", "managedFields", "resourceVersion"] {
+            metadata.remove(field);
+        }
+        volume
+    };
+    let left = |volume: &Value| -> Vec<String> {
+        let others = finalizers(volume).filter(|finalizer| *finalizer != FINALIZER);
+        others.map(str::to_owned).collect()
+    };
+    match (request.old, object) {
+        (Some(old), Some(new))
+            if is_deleting(old)
+                && without(old) == without(new)
+                && left(old) == left(new)
+                && finalizers(new).all(|finalizer| finalizer != FINALIZER) =>
+        {
+            Ok(())
+        }
+        _ => Err(forbidden(
+            request,
+            format!(
+                "node {node:?} can only take away the finalizer {FINALIZER:?} of a volume that is being deleted"
+            ),
+        )),
+    }
 }
 
 /// Whether a node may set or remove this label on itself.

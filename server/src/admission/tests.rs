@@ -2,6 +2,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use amphipod_api::local_volumes;
 use serde_json::json;
 
 use super::*;
@@ -330,4 +331,42 @@ fn a_claim_grows_only_when_it_is_bound_and_its_class_lets_it() {
         ),
         None
     );
+}
+
+#[test]
+fn of_a_volume_a_node_tells_only_that_its_data_is_gone() {
+    let volume = |finalizers: Value, deleting: bool| {
+        let mut volume = json!({"metadata": {"name": "v", "finalizers": finalizers}, "spec": {"local": {"path": "/a"}}});
+        if deleting {
+            volume["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+        }
+        volume
+    };
+    let ours = local_volumes::FINALIZER;
+    let refused = |new: Value, old: Value| {
+        let node = UserInfo::new("system:node:box", &[NODES]);
+        let context = context("persistentvolumes", "", node);
+        let request = Request {
+            context: &context,
+            operation: Operation::Update,
+            name: "v",
+            old: Some(&old),
+            lookup: &Objects::default(),
+        };
+        NodeRestriction.validate(&request, Some(&new)).is_err()
+    };
+    let going = || volume(json!(["other", ours]), true);
+    assert!(!refused(volume(json!(["other"]), true), going()));
+    assert!(
+        refused(volume(json!([]), true), going()),
+        "another's finalizer"
+    );
+    assert!(refused(going(), going()), "nothing told");
+    assert!(
+        refused(volume(json!([]), false), volume(json!([ours]), false)),
+        "a volume that stays"
+    );
+    let mut moved = volume(json!(["other"]), true);
+    moved["spec"]["local"]["path"] = "/b".into();
+    assert!(refused(moved, going()), "something else");
 }

@@ -5,6 +5,7 @@ pub mod authn;
 mod authorizer;
 pub mod bootstrap_token;
 mod node;
+mod pod_refs;
 pub mod rbac;
 pub mod removed;
 pub mod reviews;

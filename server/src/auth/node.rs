@@ -7,9 +7,11 @@
 use std::sync::Arc;
 
 use amphipod_api::FieldSelector;
+use amphipod_api::local_volumes::HOME;
 use serde::Deserialize;
 
 use super::Attributes;
+use super::pod_refs::PodRefs;
 use super::rbac::rules;
 use crate::cache::{Cache, Object};
 use k8s_openapi::api::rbac::v1::PolicyRule;
@@ -51,17 +53,17 @@ impl NodeAuthorizer {
                 self.read_referenced(node, ask, |refs, name| refs.config_maps(name))
             }
             ("", "persistentvolumeclaims") => {
-                if ask.subresource == "status" || ask.verb == "get" {
+                if ask.subresource == "status" {
                     self.related(node, ask, |refs, name| refs.claims(name))
                 } else {
-                    no("can only get and update the status of claims")
+                    self.read_referenced(node, ask, |refs, name| refs.claims(name))
                 }
             }
             ("", "persistentvolumes") => self.volume(node, ask),
             ("", "serviceaccounts") => match (ask.verb, ask.subresource) {
-                ("create", "token") | ("get", "") => self.related(node, ask, |refs, name| {
-                    refs.spec.service_account_name.as_deref() == Some(name)
-                }),
+                ("create", "token") | ("get", "") => {
+                    self.related(node, ask, |refs, name| refs.service_account(name))
+                }
                 _ => no("can only create tokens for individual service accounts"),
             },
             ("coordination.k8s.io", "leases") => own_lease(node, ask),
@@ -127,7 +129,8 @@ impl NodeAuthorizer {
         }
     }
 
-    /// A volume whose claim a pod of the node uses.
+    /// A volume whose claim a pod of the node uses, or whose data is on the node: that one is told when the data is gone (admission
+    /// sees to it that it tells nothing else).
     fn volume(&self, node: &str, ask: &Attributes<'_>) -> NodeDecision {
         #[derive(Deserialize)]
         struct Volume {
@@ -143,15 +146,30 @@ impl NodeAuthorizer {
             namespace: Option<String>,
             name: Option<String>,
         }
-        if ask.verb != "get" || !ask.subresource.is_empty() {
-            return no("can only get individual resources of this type");
+        if !matches!(ask.verb, "get" | "list" | "watch" | "patch") || !ask.subresource.is_empty() {
+            return no("can only read resources of this type");
         }
-        let claim = self
-            .cache
-            .table("persistentvolumes")
-            .and_then(|table| table.get("", ask.name))
-            .and_then(|object| object.typed::<Volume>().ok())
-            .and_then(|volume| volume.spec.claim_ref);
+        if ask.name.is_empty() {
+            let selected = FieldSelector::parse(ask.field_selector)
+                .is_ok_and(|selector| selector.requires(HOME) == Some(node));
+            return if selected && ask.verb != "patch" {
+                NodeDecision::Allow
+            } else {
+                no("can only list/watch volumes with spec.nodeAffinity.hostname field selector")
+            };
+        }
+        let table = self.cache.table("persistentvolumes");
+        let volume = table.and_then(|table| {
+            let volume = table.get("", ask.name)?;
+            let here = volume.field(table.fields(), HOME) == Some(node);
+            Some((volume, here))
+        });
+        let claim = match volume {
+            Some((_, true)) => return NodeDecision::Allow,
+            Some((object, false)) if ask.verb != "patch" => object.typed::<Volume>().ok(),
+            _ => None,
+        };
+        let claim = claim.and_then(|volume| volume.spec.claim_ref);
         match claim {
             Some(ClaimRef {
                 namespace: Some(namespace),
@@ -232,173 +250,6 @@ fn own_pods(node: &str, ask: &Attributes<'_>) -> NodeDecision {
         NodeDecision::NoOpinion(
             "can only list/watch pods with spec.nodeName field selector".to_owned(),
         )
-    }
-}
-
-/// The parts of a pod that name other objects.
-#[derive(Debug, Default, Deserialize)]
-struct PodRefs {
-    #[serde(default)]
-    spec: Spec,
-    #[serde(default)]
-    metadata: Metadata,
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct Metadata {
-    #[serde(default)]
-    name: String,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Spec {
-    service_account_name: Option<String>,
-    image_pull_secrets: Vec<Named>,
-    volumes: Vec<Volume>,
-    containers: Vec<Container>,
-    init_containers: Vec<Container>,
-    ephemeral_containers: Vec<Container>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Named {
-    name: String,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Volume {
-    name: String,
-    secret: Option<SecretVolume>,
-    config_map: Option<Named>,
-    projected: Option<Projected>,
-    persistent_volume_claim: Option<Claim>,
-    ephemeral: Option<serde::de::IgnoredAny>,
-    csi: Option<Csi>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct SecretVolume {
-    secret_name: String,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Claim {
-    claim_name: String,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Csi {
-    node_publish_secret_ref: Option<Named>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Projected {
-    sources: Vec<Source>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Source {
-    secret: Option<Named>,
-    config_map: Option<Named>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Container {
-    env: Vec<Env>,
-    env_from: Vec<EnvFrom>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Env {
-    value_from: Option<ValueFrom>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct ValueFrom {
-    secret_key_ref: Option<Named>,
-    config_map_key_ref: Option<Named>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct EnvFrom {
-    secret_ref: Option<Named>,
-    config_map_ref: Option<Named>,
-}
-
-impl PodRefs {
-    fn of(pod: &Object) -> Option<PodRefs> {
-        pod.typed().ok()
-    }
-
-    fn all_containers(&self) -> impl Iterator<Item = &Container> {
-        let spec = &self.spec;
-        spec.containers
-            .iter()
-            .chain(&spec.init_containers)
-            .chain(&spec.ephemeral_containers)
-    }
-
-    fn sources(&self) -> impl Iterator<Item = &Source> {
-        self.spec
-            .volumes
-            .iter()
-            .filter_map(|v| v.projected.as_ref())
-            .flat_map(|p| &p.sources)
-    }
-
-    fn values(&self) -> impl Iterator<Item = &ValueFrom> {
-        self.all_containers()
-            .flat_map(|c| &c.env)
-            .filter_map(|e| e.value_from.as_ref())
-    }
-
-    fn secrets(&self, name: &str) -> bool {
-        let is = |named: &Option<Named>| named.as_ref().is_some_and(|n| n.name == name);
-        self.spec.image_pull_secrets.iter().any(|n| n.name == name)
-            || self.spec.volumes.iter().any(|v| {
-                v.secret.as_ref().is_some_and(|s| s.secret_name == name)
-                    || v.csi
-                        .as_ref()
-                        .is_some_and(|c| is(&c.node_publish_secret_ref))
-            })
-            || self.sources().any(|s| is(&s.secret))
-            || self.values().any(|v| is(&v.secret_key_ref))
-            || self
-                .all_containers()
-                .flat_map(|c| &c.env_from)
-                .any(|e| is(&e.secret_ref))
-    }
-
-    fn config_maps(&self, name: &str) -> bool {
-        let is = |named: &Option<Named>| named.as_ref().is_some_and(|n| n.name == name);
-        self.spec.volumes.iter().any(|v| is(&v.config_map))
-            || self.sources().any(|s| is(&s.config_map))
-            || self.values().any(|v| is(&v.config_map_key_ref))
-            || self
-                .all_containers()
-                .flat_map(|c| &c.env_from)
-                .any(|e| is(&e.config_map_ref))
-    }
-
-    fn claims(&self, name: &str) -> bool {
-        self.spec.volumes.iter().any(|v| {
-            v.persistent_volume_claim
-                .as_ref()
-                .is_some_and(|c| c.claim_name == name)
-                || (v.ephemeral.is_some() && format!("{}-{}", self.metadata.name, v.name) == name)
-        })
     }
 }
 
@@ -517,6 +368,54 @@ mod tests {
             "web-x",
             ""
         ));
+    }
+
+    #[test]
+    fn a_node_follows_the_volumes_of_its_claims_and_those_that_it_has() {
+        let authorizer = authorizer();
+        authorizer.cache.define(TableSpec {
+            resource: "persistentvolumes".to_owned(),
+            fields: vec![SelectableField::at(HOME, "spec.home")],
+            ..TableSpec::default()
+        });
+        let volume = |revision: u64, name: &str, claim: &str, home: &str| {
+            let of = json!({"namespace": "shop", "name": claim});
+            let volume =
+                json!({"metadata": {"name": name}, "spec": {"claimRef": of, "home": home}});
+            authorizer.cache.apply(&[Record {
+                revision,
+                key: Key::new("persistentvolumes", "", name),
+                value: Some(Bytes::from(serde_json::to_vec(&volume).unwrap())),
+            }]);
+        };
+        volume(2, "used", "data", "");
+        volume(3, "kept", "gone", "n1");
+        let may = |node: &str, verb: &str, name: &str, selector: &str| {
+            let user = UserInfo::new(format!("system:node:{node}"), &[NODES]);
+            let ask = Attributes {
+                name,
+                field_selector: selector,
+                ..Attributes::resource(&user, verb, "", "persistentvolumes")
+            };
+            authorizer.decide(node, &ask) == NodeDecision::Allow
+        };
+        for (verb, used, kept) in [
+            ("get", true, true),
+            ("watch", true, true),
+            ("patch", false, true),
+            ("delete", false, false),
+        ] {
+            assert_eq!(may("n1", verb, "used", ""), used, "{verb}");
+            assert_eq!(may("n1", verb, "kept", ""), kept, "{verb}");
+            assert!(!may("n2", verb, "used", "") && !may("n2", verb, "kept", ""));
+        }
+        let own = format!("{HOME}=n1");
+        assert!(may("n1", "list", "", &own) && may("n1", "watch", "", &own));
+        assert!(
+            !may("n2", "list", "", &own)
+                && !may("n1", "list", "", "")
+                && !may("n1", "patch", "", &own)
+        );
     }
 
     #[test]

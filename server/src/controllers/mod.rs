@@ -30,6 +30,7 @@ mod replica_set;
 mod revisions;
 mod stateful_set;
 mod token_cleaner;
+mod volumes;
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -254,6 +255,10 @@ fn all() -> Vec<Arc<dyn Controller>> {
         Arc::new(token_cleaner::TokenCleaner),
         Arc::new(endpoints::ServiceEndpoints::default()),
         Arc::new(cluster_dns::ClusterDns),
+        Arc::new(volumes::VolumeBinder),
+        Arc::new(volumes::EphemeralVolumes),
+        Arc::new(volumes::ClaimProtection),
+        Arc::new(volumes::VolumeProtection),
         Arc::new(quota::ResourceQuotas),
         Arc::new(garbage::GarbageCollector),
         Arc::new(namespace_deletion::NamespaceDeletion),

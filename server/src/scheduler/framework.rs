@@ -49,6 +49,8 @@ pub struct Hopes {
     pub pod_gone: bool,
     /// A pod came to a node, or its labels changed.
     pub pod_came: bool,
+    /// A claim, a volume or a class came or changed.
+    pub volume: bool,
 }
 
 impl Hopes {
@@ -57,6 +59,7 @@ impl Hopes {
             node: self.node || other.node,
             pod_gone: self.pod_gone || other.pod_gone,
             pod_came: self.pod_came || other.pod_came,
+            volume: self.volume || other.volume,
         }
     }
 
@@ -65,12 +68,18 @@ impl Hopes {
         (self.node && happened.node)
             || (self.pod_gone && happened.pod_gone)
             || (self.pod_came && happened.pod_came)
+            || (self.volume && happened.volume)
     }
 }
 
 /// A rule of scheduling. Names, order and weights are those of upstream's default profile.
 pub trait Plugin: Send + Sync {
     fn name(&self) -> &'static str;
+
+    /// Why no node at all can take the pod, before any is looked at.
+    fn refuses(&self, _pod: &PodInfo, _snapshot: &Snapshot) -> Option<String> {
+        None
+    }
 
     /// Works out what concerns the pod and all nodes. `None`: this plugin has nothing to say on this pod.
     fn prepare(&self, _pod: &PodInfo, _snapshot: &Snapshot) -> Option<Prepared> {
@@ -126,6 +135,8 @@ pub struct Diagnosis {
     /// Nodes for which taking other pods away cannot help.
     pub hopeless: usize,
     pub hopes: Hopes,
+    /// Why none was even looked at.
+    pub no_node: Option<String>,
 }
 
 impl Diagnosis {
@@ -163,6 +174,7 @@ impl Diagnosis {
             .map(|(reason, count)| format!("{count} {reason}"))
             .collect();
         reasons.sort();
+        reasons.extend(self.no_node.clone());
         format!(
             "0/{} nodes are available: {}.",
             self.nodes,
@@ -209,6 +221,13 @@ pub fn schedule(snapshot: &Snapshot, pod: &PodInfo, turn: &mut usize) -> Result<
         ..Default::default()
     };
     diagnosis.hopes.node = nodes.is_empty();
+    let refuses = |plugin: &&&dyn Plugin| Some((plugin.hopes(), plugin.refuses(pod, snapshot)?));
+    if let Some((hopes, why)) = PLUGINS.iter().find_map(|plugin| refuses(&plugin)) {
+        diagnosis.hopes = diagnosis.hopes.or(hopes);
+        diagnosis.hopeless = nodes.len();
+        diagnosis.no_node = Some(why);
+        return Err(diagnosis);
+    }
     let wanted = enough(nodes.len());
     let mut fitting = Vec::new();
     let mut looked_at = 0;

@@ -5,6 +5,7 @@
 //! its node in the snapshot at once, before the binding is stored, so that the next pod is not promised the same room; if the binding
 //! fails, it is taken away again.
 
+mod claims;
 pub mod framework;
 mod plugins;
 pub mod pod;
@@ -29,6 +30,7 @@ use crate::cache::{Event, EventType, Gone, Object, Table, Watch};
 use crate::events::{Kind, Recorder, Reference};
 use crate::registry::{DeleteOptions, Registry};
 use framework::{Diagnosis, Hopes};
+use plugins::volumes::decisions;
 use pod::{DEFAULT_SCHEDULER, PodInfo};
 use preemption::Victims;
 use queue::Queue;
@@ -108,6 +110,7 @@ impl State {
 
     async fn run(mut self) -> Result<std::convert::Infallible, Gone> {
         let mut namespaces = self.follow("namespaces", State::namespace_set);
+        let mut volumes = self.follow_volumes();
         let mut nodes = self.follow("nodes", |state, object| {
             state.node_set(object);
         });
@@ -125,6 +128,9 @@ impl State {
                 // Nodes before pods: a pod must not be refused for a node that is known already.
                 biased;
                 events = namespaces.next() => events?.iter().for_each(|event| self.namespace_event(event)),
+                events = volumes.claims.next() => events?.iter().for_each(|event| self.claim_event(event)),
+                events = volumes.volumes.next() => events?.iter().for_each(|event| self.volume_event(event)),
+                events = volumes.classes.next() => events?.iter().for_each(|event| self.class_event(event)),
                 events = nodes.next() => events?.iter().for_each(|event| self.node_event(event)),
                 Some((pod, outcome)) = self.outcomes.recv() => self.binding_done(&pod, outcome),
                 events = pods.next() => events?.iter().for_each(|event| self.pod_event(event)),
@@ -273,7 +279,14 @@ impl State {
                 self.snapshot.take(&other.uid);
             }
             match (chosen, victims) {
-                (Ok(node), _) => self.bind(pod, node).await,
+                (Ok(node), _) => {
+                    let open = decisions(&self.snapshot, &pod, &node);
+                    if open.is_empty() {
+                        self.bind(pod, node).await;
+                    } else {
+                        self.bind_claims(&pod, node, open).await;
+                    }
+                }
                 (Err(diagnosis), None) => {
                     self.refuse(&pod, &diagnosis, &diagnosis.message(), None)
                         .await;

@@ -40,6 +40,7 @@ pub struct PodInfo {
     pub preferred_affinity: Vec<(i32, PodTerm)>,
     pub preferred_anti_affinity: Vec<(i32, PodTerm)>,
     pub images: Vec<String>,
+    pub claims: Vec<PodClaim>,
     pub gates: Vec<String>,
     /// The message of its condition `PodScheduled=False`, as stored.
     pub told: Option<String>,
@@ -48,6 +49,14 @@ pub struct PodInfo {
     pub never_preempts: bool,
     /// Succeeded or Failed: it occupies nothing.
     pub ended: bool,
+}
+
+/// A claim that a pod uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodClaim {
+    pub name: String,
+    /// It is made for this pod alone.
+    pub ephemeral: bool,
 }
 
 /// A port of the node that a pod takes.
@@ -124,8 +133,10 @@ impl PodInfo {
         let spec = pod.spec.unwrap_or_default();
         let status = pod.status.unwrap_or_default();
         let namespace = metadata.namespace.unwrap_or_default();
+        let name = metadata.name.unwrap_or_default();
         let labels = metadata.labels.unwrap_or_default();
         let requests = Resources::of_pod(&spec);
+        let claims = claims(spec.volumes, &name);
         let affinity = spec.affinity.unwrap_or_default();
         let nodes = affinity.node_affinity.unwrap_or_default();
         let (pods, anti) = (
@@ -159,7 +170,7 @@ impl PodInfo {
             .flatten()
             .find(|condition| condition.type_ == "PodScheduled");
         PodInfo {
-            name: metadata.name.unwrap_or_default(),
+            name,
             uid: metadata.uid.unwrap_or_default(),
             revision: 0,
             node: spec.node_name.unwrap_or_default(),
@@ -215,6 +226,7 @@ impl PodInfo {
                 .iter()
                 .filter_map(|container| container.image.clone())
                 .collect(),
+            claims,
             gates: spec
                 .scheduling_gates
                 .into_iter()
@@ -337,6 +349,21 @@ fn spread(constraint: core::TopologySpreadConstraint, labels: &BTreeMap<String, 
         honor_node_selection: constraint.node_affinity_policy.as_deref() != Some("Ignore"),
         honor_taints: constraint.node_taints_policy.as_deref() == Some("Honor"),
     }
+}
+
+fn claims(volumes: Option<Vec<core::Volume>>, pod: &str) -> Vec<PodClaim> {
+    let volumes = volumes.into_iter().flatten();
+    volumes
+        .filter_map(|volume| {
+            let ephemeral = volume.ephemeral.is_some();
+            let name = match volume.persistent_volume_claim {
+                Some(source) => source.claim_name,
+                None if ephemeral => format!("{pod}-{}", volume.name),
+                None => return None,
+            };
+            Some(PodClaim { name, ephemeral })
+        })
+        .collect()
 }
 
 fn pod_term(

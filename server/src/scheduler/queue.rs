@@ -206,11 +206,13 @@ mod tests {
         node: true,
         pod_gone: false,
         pod_came: false,
+        volume: false,
     };
     const GONE: Hopes = Hopes {
         node: false,
         pod_gone: true,
         pod_came: false,
+        volume: false,
     };
 
     fn pod(uid: &str, priority: i32, created: &str) -> Arc<PodInfo> {

@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{Node, Taint};
 use super::pod::PodInfo;
 use super::resources::Resources;
 use crate::cache::Object;
+use crate::resources::volumes::{Claim, Class, Volume};
 
 /// A node, and the pods on it.
 #[derive(Debug, Clone, Default)]
@@ -77,6 +78,10 @@ pub struct Snapshot {
     pub choosy: usize,
     /// Labels of the namespaces, for namespace selectors.
     pub namespaces: HashMap<String, BTreeMap<String, String>>,
+    /// Claims by namespace and name, volumes and classes by name.
+    pub claims: HashMap<(String, String), Claim>,
+    pub volumes: BTreeMap<String, Volume>,
+    pub classes: HashMap<String, Class>,
 }
 
 /// What changed about a node that can make room for a pod.

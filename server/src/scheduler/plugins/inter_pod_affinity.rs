@@ -164,6 +164,7 @@ impl Plugin for InterPodAffinity {
             node: true,
             pod_gone: true,
             pod_came: true,
+            ..Default::default()
         }
     }
 }

@@ -7,6 +7,7 @@ mod node_ports;
 mod resources;
 mod taints;
 mod topology_spread;
+pub mod volumes;
 
 use super::framework::Plugin;
 
@@ -17,6 +18,8 @@ pub static PLUGINS: &[&dyn Plugin] = &[
     &node::NodeAffinity,
     &node_ports::NodePorts,
     &resources::NodeResourcesFit,
+    &volumes::VolumeRestrictions,
+    &volumes::VolumeBinding,
     &topology_spread::PodTopologySpread,
     &inter_pod_affinity::InterPodAffinity,
     &resources::NodeResourcesBalancedAllocation,

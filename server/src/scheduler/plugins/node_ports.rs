@@ -31,6 +31,7 @@ impl Plugin for NodePorts {
             node: true,
             pod_gone: true,
             pod_came: false,
+            ..Default::default()
         }
     }
 }

@@ -64,6 +64,7 @@ impl Plugin for NodeResourcesFit {
             node: true,
             pod_gone: true,
             pod_came: false,
+            ..Default::default()
         }
     }
 }

@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::volumes::{Decision, decisions};
+use crate::resources::volumes::{BIND_COMPLETED, Claim, Class, SELECTED_NODE, Volume};
 use crate::scheduler::framework::{Diagnosis, schedule};
 use crate::scheduler::pod::PodInfo;
 use crate::scheduler::snapshot::Snapshot;
@@ -241,4 +243,155 @@ fn a_node_that_has_the_image_is_preferred() {
         ),
         Ok("b".to_owned())
     );
+}
+
+/// A claim of the pod's namespace, and a volume, in the snapshot.
+fn with_claim(snapshot: &mut Snapshot, claim: Value) {
+    let claim = Claim::read(&claim);
+    let key = (claim.namespace.clone(), claim.name.clone());
+    snapshot.claims.insert(key, claim);
+}
+
+fn with_volume(snapshot: &mut Snapshot, name: &str, home: &str) {
+    let here = json!({"key": "kubernetes.io/hostname", "operator": "In", "values": [home]});
+    let volume = Volume::read(&json!({
+        "metadata": {"name": name}, "status": {"phase": "Available"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}, "storageClassName": "disks",
+            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [here]}]}}},
+    }));
+    snapshot.volumes.insert(name.to_owned(), volume);
+}
+
+fn with_class(snapshot: &mut Snapshot, name: &str, provisioner: &str, mode: &str) {
+    let class =
+        json!({"metadata": {"name": name}, "provisioner": provisioner, "volumeBindingMode": mode});
+    snapshot
+        .classes
+        .insert(name.to_owned(), Class::read(&class));
+}
+
+fn claim(class: &str, volume: &str) -> Value {
+    let mut claim = json!({
+        "metadata": {"name": "data", "namespace": "ns", "uid": "c"}, "status": {"phase": "Pending"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": class, "resources": {"requests": {"storage": "1Gi"}}},
+    });
+    if !volume.is_empty() {
+        claim["spec"]["volumeName"] = volume.into();
+        claim["metadata"]["annotations"] = json!({BIND_COMPLETED: "yes"});
+    }
+    claim
+}
+
+fn user(name: &str) -> Value {
+    let volume = json!({"name": "v", "persistentVolumeClaim": {"claimName": "data"}});
+    pod(name, json!({"volumes": [volume]}))
+}
+
+#[test]
+fn a_pod_waits_for_claims_that_are_missing_going_lost_or_not_bound() {
+    let mut snapshot = cluster(&[node("a", json!({}))], &[]);
+    let all = |why: &str| {
+        format!(
+            "0/1 nodes are available: {why}. preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling."
+        )
+    };
+    assert_eq!(
+        refused(&snapshot, user("p")),
+        all("persistentvolumeclaim \"data\" not found")
+    );
+    with_claim(&mut snapshot, claim("slow", ""));
+    assert_eq!(
+        refused(&snapshot, user("p")),
+        all("pod has unbound immediate PersistentVolumeClaims")
+    );
+    let mut going = claim("slow", "");
+    going["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+    with_claim(&mut snapshot, going);
+    assert_eq!(
+        refused(&snapshot, user("p")),
+        all("persistentvolumeclaim \"data\" is being deleted")
+    );
+    let mut lost = claim("slow", "v");
+    lost["status"]["phase"] = "Lost".into();
+    with_claim(&mut snapshot, lost);
+    assert_eq!(
+        refused(&snapshot, user("p")),
+        all("persistentvolumeclaim \"data\" bound to non-existent persistentvolume \"v\"")
+    );
+    let mine = json!({"volumes": [{"name": "e", "ephemeral": {}}]});
+    assert_eq!(
+        refused(&snapshot, pod("p", mine)),
+        all("waiting for ephemeral volume controller to create the persistentvolumeclaim \"p-e\"")
+    );
+}
+
+#[test]
+fn a_pod_goes_where_its_volume_is() {
+    let nodes = [node("a", json!({})), node("b", json!({}))];
+    let mut snapshot = cluster(&nodes, &[]);
+    with_claim(&mut snapshot, claim("disks", "v"));
+    assert!(
+        refused(&snapshot, user("p")).contains(
+            "2 node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)"
+        )
+    );
+    with_volume(&mut snapshot, "v", "b");
+    assert_eq!(choose(&snapshot, user("p")), Ok("b".to_owned()));
+    assert!(decisions(&snapshot, &info(user("p")), "b").is_empty());
+    snapshot.remove_node("b");
+    assert!(
+        refused(&snapshot, user("p"))
+            .contains("1 node(s) didn't match PersistentVolume's node affinity")
+    );
+}
+
+#[test]
+fn a_claim_that_waits_for_its_first_pod_is_decided_with_it() {
+    let nodes = [node("a", json!({})), node("b", json!({}))];
+    let mut snapshot = cluster(&nodes, &[]);
+    with_class(
+        &mut snapshot,
+        "disks",
+        "kubernetes.io/no-provisioner",
+        "WaitForFirstConsumer",
+    );
+    with_claim(&mut snapshot, claim("disks", ""));
+    assert!(
+        refused(&snapshot, user("p"))
+            .contains("2 node(s) didn't find available persistent volumes to bind")
+    );
+    with_volume(&mut snapshot, "v", "b");
+    assert_eq!(choose(&snapshot, user("p")), Ok("b".to_owned()));
+    let decided = decisions(&snapshot, &info(user("p")), "b");
+    assert!(matches!(&decided[..], [Decision::Take(volume, _)] if volume == "v"));
+    // A class that makes volumes makes them anywhere, but where it has begun it goes on.
+    with_class(
+        &mut snapshot,
+        "local",
+        "amphipod.io/local",
+        "WaitForFirstConsumer",
+    );
+    with_claim(&mut snapshot, claim("local", ""));
+    let decided = decisions(&snapshot, &info(user("p")), "a");
+    assert!(matches!(&decided[..], [Decision::Make(claim)] if claim.name == "data"));
+    let mut begun = claim("local", "");
+    begun["metadata"]["annotations"] = json!({SELECTED_NODE: "b"});
+    with_claim(&mut snapshot, begun);
+    assert_eq!(choose(&snapshot, user("p")), Ok("b".to_owned()));
+}
+
+#[test]
+fn a_claim_for_one_pod_is_not_anothers() {
+    let mut snapshot = cluster(&[node("a", json!({}))], &[]);
+    let mut alone = claim("disks", "v");
+    alone["spec"]["accessModes"] = json!(["ReadWriteOncePod"]);
+    with_claim(&mut snapshot, alone);
+    with_volume(&mut snapshot, "v", "a");
+    assert!(choose(&snapshot, user("p")).is_ok());
+    let mut other = user("other");
+    other["spec"]["nodeName"] = "a".into();
+    snapshot.put(Arc::new(info(other)));
+    assert!(refused(&snapshot, user("p")).contains(
+        "1 node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode"
+    ));
 }

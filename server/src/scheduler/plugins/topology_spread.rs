@@ -131,6 +131,7 @@ impl Plugin for PodTopologySpread {
             node: true,
             pod_gone: true,
             pod_came: true,
+            ..Default::default()
         }
     }
 }

@@ -70,9 +70,9 @@ find "$tree" -type f ! -perm -u+x -exec chmod 644 {} +
 after_install='[ ! -d /run/systemd/system ] || systemctl daemon-reload
 # An upgrade restarts what runs; pods do not notice.
 [ ! -d /run/systemd/system ] || systemctl try-restart amphipod.service amphipod-agent.service'
-# Pods cannot outlive the program that looks after them. The state of a server stays until the package is purged.
+# Pods cannot outlive the program that looks after them. The state of a server and the data of volumes stay until the package is purged.
 before_remove='[ ! -d /run/systemd/system ] || systemctl disable --now amphipod.service amphipod-agent.service 2>/dev/null || true
-/usr/bin/amphipod reset --yes >/dev/null'
+/usr/bin/amphipod reset --yes --keep-volumes >/dev/null'
 
 deb() {
     local control=$tree/DEBIAN size

@@ -239,6 +239,9 @@ pub struct ResetArgs {
     /// Do it; without this, only say what would be removed
     #[arg(long)]
     pub yes: bool,
+    /// Leave the data of persistent volumes
+    #[arg(long)]
+    pub keep_volumes: bool,
     #[command(flatten)]
     pub node: NodeArgs,
 }

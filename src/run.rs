@@ -255,7 +255,7 @@ async fn reset(args: crate::cli::ResetArgs) -> Result<()> {
         String::new(),
         credentials,
     )?;
-    for line in amphipod_agent::reset(&config, args.yes)
+    for line in amphipod_agent::reset(&config, args.yes, args.keep_volumes)
         .await
         .context("removing what amphipod made")?
     {
@@ -276,6 +276,7 @@ fn agent_config(
 ) -> Result<amphipod_agent::AgentConfig> {
     let mut config = amphipod_agent::AgentConfig::new(node_name, server_url, credentials);
     config.data_dir = node.data_dir.join("agent");
+    config.storage_dir = node.data_dir.join("storage");
     config.node_ip = node.node_ip;
     config.node_lease_seconds = node.node_lease_duration_seconds;
     // By its path, which is also its name in the image `amphipod.local/hello`. After an upgrade in place the path is the new binary.

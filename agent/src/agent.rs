@@ -224,6 +224,11 @@ impl Agent {
         };
         tasks.spawn(keeper.run());
         tasks.spawn(crate::policies::run(deps.clone(), client.clone()));
+        tasks.spawn(crate::local_volumes::run(
+            deps.clone(),
+            client.clone(),
+            link.clone(),
+        ));
         tasks.spawn(crate::peers::run(deps.clone(), client.clone()));
         tasks.spawn(crate::storage::run(deps.clone(), pods.clone()));
         tasks.spawn(crate::gc::run(deps.clone(), pods.clone(), pressures, dirty));

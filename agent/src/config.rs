@@ -97,6 +97,8 @@ pub struct AgentConfig {
     pub join_token: Option<String>,
     /// Durable state: database, pod directories, images. `/var/lib/amphipod/agent`.
     pub data_dir: PathBuf,
+    /// The data of volumes that are directories of this box. `/var/lib/amphipod/storage`.
+    pub storage_dir: PathBuf,
     /// State that need not survive a power cut: sockets, pinned namespaces, secrets. `/run/amphipod`.
     pub run_dir: PathBuf,
     /// `pods/` and `containers/` below it hold the containers' logs. `/var/log`.
@@ -166,6 +168,7 @@ impl AgentConfig {
             credentials,
             join_token: None,
             data_dir: "/var/lib/amphipod/agent".into(),
+            storage_dir: amphipod_api::local_volumes::DEFAULT_DIRECTORY.into(),
             run_dir: "/run/amphipod".into(),
             log_dir: "/var/log".into(),
             node_ip: None,

@@ -21,6 +21,7 @@ mod events;
 mod gc;
 mod handle;
 mod join;
+mod local_volumes;
 mod node;
 pub mod node_api;
 mod peers;

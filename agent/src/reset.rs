@@ -5,8 +5,9 @@ use anyhow::{Context, Result};
 
 use crate::config::AgentConfig;
 
-/// Says what there is to remove, one line each; with `really`, removes it. The agent must not be running.
-pub async fn reset(config: &AgentConfig, really: bool) -> Result<Vec<String>> {
+/// Says what there is to remove, one line each; with `really`, removes it. The agent must not be running. `keep_volumes`: not the data
+/// of persistent volumes, of which there is no other copy.
+pub async fn reset(config: &AgentConfig, really: bool, keep_volumes: bool) -> Result<Vec<String>> {
     let mut lines = Vec::new();
     let state_dir = config.data_dir.join("runtime");
     if state_dir.exists() {
@@ -58,8 +59,9 @@ pub async fn reset(config: &AgentConfig, really: bool) -> Result<Vec<String>> {
         config.log_dir.join("containers"),
         config.run_dir.clone(),
         config.data_dir.clone(),
+        config.storage_dir.clone(),
     ] {
-        if dir.exists() {
+        if dir.exists() && !(keep_volumes && dir == config.storage_dir) {
             lines.push(dir.display().to_string());
             if really {
                 std::fs::remove_dir_all(&dir)

@@ -233,7 +233,7 @@ impl NodeKeeper {
         }
     }
 
-    /// Makes sure that the object exists and has our labels; the object as it is now.
+    /// Makes sure that the object exists and has our labels and annotations; the object as it is now.
     async fn register(&self) -> Result<Value, ClientError> {
         let mut wanted = object::node(&self.machine, &self.config);
         let now = jiff::Timestamp::now();
@@ -243,9 +243,13 @@ impl NodeKeeper {
             Err(e) if e.is_already_exists() => {
                 let labels = object::labels(&self.machine, &self.config);
                 let node = self.client.get(&self.target()).await?;
+                let annotations = object::annotations(&self.config);
                 let same = labels
                     .iter()
-                    .all(|(k, v)| meta::label(&node, k) == v.as_str());
+                    .all(|(k, v)| meta::label(&node, k) == v.as_str())
+                    && annotations
+                        .iter()
+                        .all(|(k, v)| meta::annotation(&node, k) == v.as_str());
                 if same {
                     node
                 } else {
@@ -253,7 +257,7 @@ impl NodeKeeper {
                         .patch(
                             &self.target(),
                             PatchType::Merge,
-                            &json!({"metadata": {"labels": labels}}),
+                            &json!({"metadata": {"labels": labels, "annotations": annotations}}),
                         )
                         .await?
                 }

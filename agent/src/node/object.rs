@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use amphipod_api::Quantity;
+use amphipod_api::local_volumes::DIRECTORY;
 use serde_json::{Map, Value, json};
 
 use super::machine::Machine;
@@ -84,6 +85,11 @@ pub fn labels(m: &Machine, config: &AgentConfig) -> Map<String, Value> {
     labels
 }
 
+pub fn annotations(config: &AgentConfig) -> Map<String, Value> {
+    let storage = config.storage_dir.to_string_lossy();
+    Map::from_iter([(DIRECTORY.to_string(), Value::from(storage))])
+}
+
 /// `key=value:Effect` or `key:Effect`.
 fn taint(text: &str) -> Option<Value> {
     let (rest, effect) = text.rsplit_once(':')?;
@@ -104,7 +110,7 @@ pub fn node(m: &Machine, config: &AgentConfig) -> Value {
     }
     json!({
         "apiVersion": "v1", "kind": "Node",
-        "metadata": {"name": config.node_name, "labels": labels(m, config)},
+        "metadata": {"name": config.node_name, "labels": labels(m, config), "annotations": annotations(config)},
         "spec": spec,
     })
 }

@@ -1,7 +1,7 @@
-//! The ConfigMaps and Secrets that pods on this node use: watched by name, kept on disk, read from memory.
+//! The ConfigMaps and Secrets that pods on this node use, their claims and volumes: watched by name, kept on disk, read from memory.
 //!
 //! An object is followed from the first pod that refers to it until the last one is gone. A copy from disk is good enough to
-//! start a pod: its volumes follow when the server tells of a newer one.
+//! start a pod: its volumes follow when the server tells of a newer one. A claim's volume is followed with the claim.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -10,18 +10,22 @@ use std::time::Duration;
 use amphipod_api::client::{Client, Target};
 use amphipod_api::meta;
 use amphipod_api::reflector::{Event, Reflector, ReflectorConfig};
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Volume,
+};
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 
 use super::link::Link;
-use crate::env::Objects;
+use crate::env::{Objects, Storage};
 use crate::store::Store;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     ConfigMap,
     Secret,
+    Claim,
+    Volume,
 }
 
 impl Kind {
@@ -29,29 +33,47 @@ impl Kind {
         match self {
             Kind::ConfigMap => "ConfigMap",
             Kind::Secret => "Secret",
+            Kind::Claim => "PersistentVolumeClaim",
+            Kind::Volume => "PersistentVolume",
         }
     }
     fn plural(self) -> &'static str {
         match self {
             Kind::ConfigMap => "configmaps",
             Kind::Secret => "secrets",
+            Kind::Claim => "persistentvolumeclaims",
+            Kind::Volume => "persistentvolumes",
         }
     }
 }
 
-/// Kind, namespace, name.
+/// Kind, namespace (empty for volumes), name.
 pub type Key = (Kind, String, String);
 
 #[derive(Clone)]
 enum Object {
     ConfigMap(Arc<ConfigMap>),
     Secret(Arc<Secret>),
+    Claim(Arc<PersistentVolumeClaim>),
+    Volume(Arc<PersistentVolume>),
+}
+
+impl Object {
+    /// The volume that a bound claim has.
+    fn volume(&self) -> Option<Key> {
+        let Object::Claim(claim) = self else {
+            return None;
+        };
+        let name = claim.spec.as_ref()?.volume_name.clone()?;
+        (!name.is_empty()).then(|| (Kind::Volume, String::new(), name))
+    }
 }
 
 struct Entry {
     /// `Some(None)`: known not to exist. `None`: nothing is known yet.
     known: Option<Option<Object>>,
     revision: String,
+    /// UIDs of pods.
     users: HashSet<String>,
     /// Set once something is known.
     ready: watch::Sender<bool>,
@@ -96,6 +118,9 @@ pub fn references(pod: &Pod) -> BTreeSet<Key> {
         env_references(c.env.as_ref(), c.env_from.as_ref(), &mut add);
     }
     for v in spec.volumes.iter().flatten() {
+        if let Some(claim) = claim_name(pod, v) {
+            add(Kind::Claim, &claim);
+        }
         if let Some(s) = &v.config_map {
             add(Kind::ConfigMap, &s.name);
         }
@@ -115,6 +140,15 @@ pub fn references(pod: &Pod) -> BTreeSet<Key> {
         add(Kind::Secret, &s.name);
     }
     keys
+}
+
+/// The claim that a volume of a pod is.
+pub fn claim_name(pod: &Pod, volume: &Volume) -> Option<String> {
+    if let Some(source) = &volume.persistent_volume_claim {
+        return Some(source.claim_name.clone());
+    }
+    volume.ephemeral.as_ref()?;
+    Some(format!("{}-{}", pod.metadata.name.as_deref()?, volume.name))
 }
 
 fn env_references(
@@ -148,6 +182,8 @@ fn parse(kind: Kind, body: &Value) -> Option<Object> {
     Some(match kind {
         Kind::ConfigMap => Object::ConfigMap(Arc::new(serde_json::from_value(body.clone()).ok()?)),
         Kind::Secret => Object::Secret(Arc::new(serde_json::from_value(body.clone()).ok()?)),
+        Kind::Claim => Object::Claim(Arc::new(serde_json::from_value(body.clone()).ok()?)),
+        Kind::Volume => Object::Volume(Arc::new(serde_json::from_value(body.clone()).ok()?)),
     })
 }
 
@@ -177,6 +213,7 @@ impl ObjectCache {
         let mut gone = Vec::new();
         {
             let mut entries = self.lock();
+            let keys = &with_volumes(&entries, keys);
             for (key, entry) in entries.iter_mut() {
                 if !keys.contains(key) && entry.users.remove(uid) && entry.users.is_empty() {
                     gone.push(key.clone());
@@ -186,14 +223,7 @@ impl ObjectCache {
                 entries.remove(key);
             }
             for key in keys {
-                let entry = entries.entry(key.clone()).or_insert_with(|| Entry {
-                    known: None,
-                    revision: String::new(),
-                    users: HashSet::new(),
-                    ready: watch::channel(false).0,
-                    task: tokio::spawn(self.clone().follow(key.clone())).abort_handle(),
-                });
-                entry.users.insert(uid.to_string());
+                self.entry(&mut entries, key).users.insert(uid.to_string());
             }
         }
         for (kind, namespace, name) in gone {
@@ -202,9 +232,28 @@ impl ObjectCache {
         }
     }
 
+    fn entry<'a>(&self, entries: &'a mut HashMap<Key, Entry>, key: &Key) -> &'a mut Entry {
+        entries.entry(key.clone()).or_insert_with(|| Entry {
+            known: None,
+            revision: String::new(),
+            users: HashSet::new(),
+            ready: watch::channel(false).0,
+            task: tokio::spawn(self.clone().follow(key.clone())).abort_handle(),
+        })
+    }
+
     /// Waits until something is known of each of `keys`; while the server is away, no longer than for the copy on disk.
     pub async fn wait(&self, keys: &BTreeSet<Key>) {
         let limit = Duration::from_secs(if self.link.connected() { 10 } else { 1 });
+        let wait = async {
+            self.wait_for(keys).await;
+            let volumes = with_volumes(&self.lock(), keys);
+            self.wait_for(&volumes).await;
+        };
+        let _ = tokio::time::timeout(limit, wait).await;
+    }
+
+    async fn wait_for(&self, keys: &BTreeSet<Key>) {
         let pending: Vec<_> = {
             let entries = self.lock();
             keys.iter()
@@ -213,12 +262,9 @@ impl ObjectCache {
                 .map(|e| e.ready.subscribe())
                 .collect()
         };
-        let all = async {
-            for mut ready in pending {
-                let _ = ready.wait_for(|r| *r).await;
-            }
-        };
-        let _ = tokio::time::timeout(limit, all).await;
+        for mut ready in pending {
+            let _ = ready.wait_for(|r| *r).await;
+        }
     }
 
     async fn follow(self, key: Key) {
@@ -231,9 +277,11 @@ impl ObjectCache {
         {
             self.learn(&key, (!body.is_null()).then_some(&body));
         }
-        let target = Target::core(kind.plural())
-            .namespace(&namespace)
-            .name(&name);
+        let target = Target::core(kind.plural()).name(&name);
+        let target = match kind {
+            Kind::Volume => target,
+            _ => target.namespace(&namespace),
+        };
         let mut reflector =
             Reflector::spawn(self.client.clone(), target, ReflectorConfig::default());
         while let Some(event) = reflector.next().await {
@@ -280,6 +328,11 @@ impl ObjectCache {
         for uid in &entry.users {
             let _ = self.changed.send(uid.clone());
         }
+        let volume = entry.known.as_ref().and_then(|o| o.as_ref()?.volume());
+        if let Some(volume) = volume {
+            let users = entry.users.clone();
+            self.entry(&mut entries, &volume).users.extend(users);
+        }
         true
     }
 
@@ -304,7 +357,7 @@ impl Objects for ObjectCache {
             .look(Kind::ConfigMap, namespace, name)?
             .and_then(|o| match o {
                 Object::ConfigMap(c) => Some(c),
-                Object::Secret(_) => None,
+                _ => None,
             }))
     }
     fn secret(&self, namespace: &str, name: &str) -> Result<Option<Arc<Secret>>, String> {
@@ -312,9 +365,39 @@ impl Objects for ObjectCache {
             .look(Kind::Secret, namespace, name)?
             .and_then(|o| match o {
                 Object::Secret(s) => Some(s),
-                Object::ConfigMap(_) => None,
+                _ => None,
             }))
     }
+}
+
+impl Storage for ObjectCache {
+    fn claim(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Arc<PersistentVolumeClaim>>, String> {
+        Ok(self
+            .look(Kind::Claim, namespace, name)?
+            .and_then(|o| match o {
+                Object::Claim(c) => Some(c),
+                _ => None,
+            }))
+    }
+    fn volume(&self, name: &str) -> Result<Option<Arc<PersistentVolume>>, String> {
+        Ok(self.look(Kind::Volume, "", name)?.and_then(|o| match o {
+            Object::Volume(v) => Some(v),
+            _ => None,
+        }))
+    }
+}
+
+/// `keys`, and the volumes of claims among them, as far as they are known.
+fn with_volumes(entries: &HashMap<Key, Entry>, keys: &BTreeSet<Key>) -> BTreeSet<Key> {
+    let known = keys
+        .iter()
+        .filter_map(|key| entries.get(key)?.known.as_ref()?.as_ref());
+    let volumes = known.filter_map(Object::volume);
+    keys.iter().cloned().chain(volumes).collect()
 }
 
 #[cfg(test)]
@@ -325,16 +408,20 @@ mod tests {
 
     #[test]
     fn every_place_that_names_an_object_counts() {
-        let pod: Pod = serde_json::from_value(json!({"metadata": {"namespace": "n"}, "spec": {
+        let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "n"}, "spec": {
             "containers": [{"name": "a", "env": [{"name": "x", "valueFrom": {"configMapKeyRef": {"name": "c1", "key": "k"}}}],
                             "envFrom": [{"secretRef": {"name": "s1"}}]}],
             "initContainers": [{"name": "i", "envFrom": [{"configMapRef": {"name": "c2"}}]}],
             "imagePullSecrets": [{"name": "s2"}],
             "volumes": [{"name": "v", "configMap": {"name": "c3"}}, {"name": "w", "secret": {"secretName": "s3"}},
-                        {"name": "p", "projected": {"sources": [{"configMap": {"name": "c4"}}, {"secret": {"name": "s4"}}]}}],
+                        {"name": "p", "projected": {"sources": [{"configMap": {"name": "c4"}}, {"secret": {"name": "s4"}}]}},
+                        {"name": "d", "persistentVolumeClaim": {"claimName": "v1"}}, {"name": "v2", "ephemeral": {}}],
         }}))
         .unwrap();
         let names: Vec<String> = references(&pod).into_iter().map(|(_, _, n)| n).collect();
-        assert_eq!(names, ["c1", "c2", "c3", "c4", "s1", "s2", "s3", "s4"]);
+        assert_eq!(
+            names,
+            ["c1", "c2", "c3", "c4", "s1", "s2", "s3", "s4", "p-v2", "v1"]
+        );
     }
 }

@@ -18,7 +18,7 @@ impl VolumeType for ConfigMap {
     fn live(&self) -> bool {
         true
     }
-    fn read_only(&self) -> bool {
+    fn read_only(&self, _: &Volume) -> bool {
         true
     }
     fn set_up(&self, cx: &Context, volume: &Volume) -> Result<PathBuf, String> {

@@ -25,7 +25,8 @@ impl VolumeType for HostPath {
     }
 }
 
-fn check(path: &Path, kind: &str) -> Result<(), String> {
+/// Whether there is at a path what its type says; makes what may be made.
+pub fn check(path: &Path, kind: &str) -> Result<(), String> {
     let meta = || fs::metadata(path);
     let is = |test: fn(&fs::Metadata) -> bool, what: &str| {
         if meta().is_ok_and(|m| test(&m)) {

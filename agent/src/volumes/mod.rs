@@ -4,6 +4,7 @@
 //! were fetched before.
 
 pub mod atomic_writer;
+mod claim;
 mod config_map;
 mod downward_api;
 mod empty_dir;
@@ -14,13 +15,15 @@ mod projected;
 mod secret;
 pub mod subpath;
 
+pub use claim::is_inside as is_volume_directory;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{Pod, Volume};
 
-use crate::env::Objects;
 use crate::env::downward::Facts;
+use crate::env::{Objects, Storage};
 
 /// Where a pod's files are.
 #[derive(Debug, Clone)]
@@ -47,6 +50,9 @@ pub struct Context<'a> {
     pub pod: &'a Pod,
     pub dirs: &'a PodDirs,
     pub objects: &'a dyn Objects,
+    pub storage: &'a dyn Storage,
+    /// Where volumes that are directories of this box are.
+    pub storage_dir: &'a Path,
     pub facts: &'a Facts,
     pub tokens: &'a BTreeMap<TokenKey, String>,
 }
@@ -103,18 +109,19 @@ pub trait VolumeType: Sync {
         false
     }
     /// Whether containers can never write to it.
-    fn read_only(&self) -> bool {
+    fn read_only(&self, _: &Volume) -> bool {
         false
     }
 }
 
-static TYPES: [&dyn VolumeType; 6] = [
+static TYPES: [&dyn VolumeType; 7] = [
     &config_map::ConfigMap,
     &secret::Secret,
     &projected::Projected,
     &downward_api::DownwardApi,
     &empty_dir::EmptyDir,
     &host_path::HostPath,
+    &claim::Claim,
 ];
 
 pub fn type_of(volume: &Volume) -> Option<&'static dyn VolumeType> {

@@ -162,9 +162,7 @@ async fn attempt(
     let dirs = deps.pod_dirs(&uid);
     let read_only = |volume: &str| {
         let found = spec.volumes.iter().flatten().find(|v| v.name == volume);
-        found
-            .and_then(volumes::type_of)
-            .is_some_and(|t| t.read_only())
+        found.is_some_and(|v| volumes::type_of(v).is_some_and(|t| t.read_only(v)))
     };
     let pin = |index: usize, volume: &str, path: &Path, sub: &str| {
         subpath::pin(

@@ -48,6 +48,8 @@ pub async fn prepare_volumes(
             pod: &pod,
             dirs: &dirs,
             objects: &deps.objects,
+            storage: &deps.objects,
+            storage_dir: &deps.config.storage_dir,
             facts: &facts,
             tokens: &issued.tokens,
         };

@@ -1,10 +1,11 @@
 //! Keeps the pods of a StatefulSet: each with a number and a name that stay, made, replaced and removed in order.
 //! <https://kubernetes.io/docs/concepts/workloads/controllers/statefulset/>
 
+mod claims;
 mod plan;
 
 use amphipod_api::Status;
-use amphipod_api::meta::{at, i64_at, str_at};
+use amphipod_api::meta::{array_at, at, i64_at, str_at};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -94,6 +95,13 @@ async fn reconcile(tools: &Tools, key: &Key) -> Result<Outcome> {
         .unwrap_or_else(|| update.clone());
     let (view, _) = look(&set, &pods, &current, &update, key);
     let mut failed = None;
+    if !array_at(&set, &["spec", "volumeClaimTemplates"]).is_empty() {
+        for pod in &pods {
+            let ordinal = ordinal(&key.name, &pod.object.meta.name);
+            let surplus = !ordinal.is_some_and(|ordinal| view.wanted().contains(&ordinal));
+            claims::own(tools, &set, &owner, &pod.object, surplus).await?;
+        }
+    }
     for step in steps(&view) {
         let done = take(tools, &owner, &set, &view, &pods, step, &current, &update).await;
         if let Err(status) = done {
@@ -199,6 +207,7 @@ async fn take(
                 update
             };
             let pod = pod(set, owner, revision, &name(ordinal), ordinal);
+            claims::make(&control, set, owner, &name(ordinal)).await?;
             match control.create(pod).await {
                 // A pod of somebody else, or one that is not gone yet: its end wakes us if it was ours.
                 Err(status) if !status.is_already_exists() => Err(status),
@@ -231,6 +240,7 @@ fn pod(set: &Value, owner: &Owner<'_>, revision: &Revision, name: &str, ordinal:
     if let Some(service) = at(set, &["spec", "serviceName"]) {
         pod["spec"]["subdomain"] = service.clone();
     }
+    claims::add_volumes(set, &mut pod);
     pod
 }
 

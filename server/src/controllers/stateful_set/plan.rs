@@ -48,7 +48,8 @@ impl View {
         self.pods.iter().find(|pod| pod.ordinal == ordinal)
     }
 
-    fn wanted(&self) -> std::ops::Range<i64> {
+    /// The ordinals that the set is to have.
+    pub fn wanted(&self) -> std::ops::Range<i64> {
         self.start..self.start + self.replicas
     }
 

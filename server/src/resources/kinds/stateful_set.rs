@@ -1,6 +1,6 @@
 //! StatefulSet: <https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/stateful-set-v1/>.
 
-use amphipod_api::meta::{array_at, at, i64_at, str_at};
+use amphipod_api::meta::{self, array_at, at, i64_at, str_at};
 use amphipod_api::{FieldError, FieldPath, Status};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1;
@@ -10,7 +10,9 @@ use super::Kind;
 use super::workload::{
     SPEC, default_template, replica_counts, selector_and_template, template_warnings,
 };
-use crate::resources::common::{create_with_status, fill, fill_text, spec_mut, update_with_status};
+use crate::resources::common::{
+    create_with_status, fill, fill_text, items_mut, spec_mut, update_with_status,
+};
 use crate::resources::table::{age_cell, containers_and_images, name};
 use crate::resources::validate::{non_negative, one_of};
 use crate::resources::{Column, Descriptor, Strategy, StrategyContext};
@@ -33,6 +35,22 @@ pub fn descriptor() -> Descriptor {
 }
 
 struct StatefulSet;
+
+/// The spec with the claims among the volumes of its template: what containers may mount.
+fn with_claims(spec: &Value) -> Value {
+    let mut spec = spec.clone();
+    let templates = array_at(&spec, &["volumeClaimTemplates"]).iter();
+    let claims = templates.map(|template| meta::name(template).to_owned());
+    let mut volumes = array_at(&spec, &["template", "spec", "volumes"]).to_vec();
+    for name in claims.collect::<Vec<_>>() {
+        volumes.retain(|volume| volume["name"] != *name);
+        volumes.push(json!({"name": name, "persistentVolumeClaim": {"claimName": name}}));
+    }
+    if !volumes.is_empty() && spec["template"]["spec"].is_object() {
+        spec["template"]["spec"]["volumes"] = volumes.into();
+    }
+    spec
+}
 
 /// What of the spec may change.
 const CHANGEABLE: &[&str] = &[
@@ -67,6 +85,19 @@ impl Strategy for StatefulSet {
         if let Some(retention) = retention.as_object_mut() {
             fill_text(retention, "whenDeleted", "Retain");
             fill_text(retention, "whenScaled", "Retain");
+        }
+        for template in items_mut(spec, "volumeClaimTemplates") {
+            fill_text(template, "apiVersion", "v1");
+            fill_text(template, "kind", "PersistentVolumeClaim");
+            for (part, field, text) in [
+                ("spec", "volumeMode", "Filesystem"),
+                ("status", "phase", "Pending"),
+            ] {
+                let part = template.entry(part).or_insert_with(|| json!({}));
+                if let Some(part) = part.as_object_mut() {
+                    fill_text(part, field, text);
+                }
+            }
         }
         default_template(spec);
     }
@@ -125,13 +156,13 @@ impl Strategy for StatefulSet {
             at(spec, &["ordinals", "start"]),
             &mut errors,
         );
-        if !array_at(spec, &["volumeClaimTemplates"]).is_empty() {
-            errors.push(FieldError::forbidden(
-                SPEC.child("volumeClaimTemplates"),
-                "PersistentVolumeClaims are not served here",
-            ));
+        let policy = SPEC.child("persistentVolumeClaimRetentionPolicy");
+        for when in ["whenDeleted", "whenScaled"] {
+            let told = str_at(spec, &["persistentVolumeClaimRetentionPolicy", when]);
+            let known = ["Delete", "Retain"];
+            one_of(&policy.child(when), told, &known, &mut errors);
         }
-        selector_and_template(spec, &mut errors);
+        selector_and_template(&with_claims(spec), &mut errors);
         errors
     }
 

@@ -186,3 +186,24 @@ fn a_class_names_its_provisioner_for_good() {
         ]
     );
 }
+
+#[test]
+fn containers_of_a_stateful_set_mount_its_claims() {
+    let set = |mount: &str| {
+        let containers = json!([{"name": "a", "image": "x", "volumeMounts": [{"name": mount, "mountPath": "/data"}]}]);
+        json!({"metadata": {"name": "s"}, "spec": {
+            "selector": {"matchLabels": {"a": "b"}}, "volumeClaimTemplates": [claim(json!({}))],
+            "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": containers}}}})
+    };
+    assert_eq!(create_errors("statefulsets.apps", set("data")), [""; 0]);
+    assert_eq!(
+        create_errors("statefulsets.apps", set("other")),
+        [r#"spec.template.spec.containers[0].volumeMounts[0].name: Not found: "other""#]
+    );
+    let made = create(&World::default(), "statefulsets.apps", set("data")).unwrap();
+    assert_eq!(
+        made["spec"]["volumeClaimTemplates"][0]["status"]["phase"],
+        "Pending"
+    );
+    assert!(made["spec"]["template"]["spec"].get("volumes").is_none());
+}

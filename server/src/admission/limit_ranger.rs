@@ -1,12 +1,12 @@
-//! LimitRanger: pods get the defaults of the namespace's LimitRanges, and must keep to their bounds.
+//! LimitRanger: pods get the defaults of the namespace's LimitRanges, and they and claims must keep to their bounds.
 //! <https://kubernetes.io/docs/concepts/policy/limit-range/>
 
 use amphipod_api::Status;
 use amphipod_api::meta::{array_at, map_at, set_annotation, str_at};
 use serde_json::{Map, Value, json};
 
-use super::{creates_pod, forbidden};
-use crate::registry::{Admission, Request};
+use super::{creates_pod, forbidden, is_about};
+use crate::registry::{Admission, Operation, Request};
 use crate::resources::amounts::{Amounts, of_list, of_pod};
 
 const ANNOTATION: &str = "kubernetes.io/limit-ranger";
@@ -43,12 +43,18 @@ impl Admission for LimitRanger {
     }
 
     fn validate(&self, request: &Request<'_>, object: Option<&Value>) -> Result<(), Status> {
-        let Some(pod) = object.filter(|_| creates_pod(request)) else {
+        let changes = matches!(request.operation, Operation::Create | Operation::Update);
+        let is_claim = changes && is_about(request, "persistentvolumeclaims", None);
+        let Some(object) = object.filter(|_| is_claim || creates_pod(request)) else {
             return Ok(());
         };
         let mut problems = Vec::new();
         for item in items(request) {
-            check(pod, &item, &mut problems);
+            if is_claim {
+                check_claim(object, &item, &mut problems);
+            } else {
+                check(object, &item, &mut problems);
+            }
         }
         match problems.as_slice() {
             [] => Ok(()),
@@ -118,6 +124,27 @@ fn check(pod: &Value, item: &Value, problems: &mut Vec<String>) {
             bounds("Pod", item, &of("requests"), &of("limits"), problems);
         }
         _ => {}
+    }
+}
+
+/// What a claim asks for out of one item's bounds.
+fn check_claim(claim: &Value, item: &Value, problems: &mut Vec<String>) {
+    if str_at(item, &["type"]) != "PersistentVolumeClaim" {
+        return;
+    }
+    let asked = of_list(claim, &["spec", "resources", "requests"]);
+    let sides = [("min", "minimum", 1), ("max", "maximum", -1)];
+    for (side, word, sign) in sides {
+        for (name, bound) in of_list(item, &[side]) {
+            let rule = format!("{word} {name} usage per PersistentVolumeClaim is {bound}");
+            match asked.get(&name) {
+                None => problems.push(format!("{rule}.  No request is specified")),
+                Some(asked) if (bound - *asked).signum() * sign > 0 => {
+                    problems.push(format!("{rule}, but request is {asked}"));
+                }
+                Some(_) => {}
+            }
+        }
     }
 }
 
@@ -202,6 +229,26 @@ mod tests {
                 "cpu request for container b",
                 "cpu, memory limit for container b"
             ]
+        );
+    }
+
+    #[test]
+    fn claims_are_neither_too_small_nor_too_large() {
+        let item = json!({"type": "PersistentVolumeClaim", "min": {"storage": "1Gi"}, "max": {"storage": "4Gi"}});
+        let problems = |size: &str| {
+            let claim = json!({"spec": {"resources": {"requests": {"storage": size}}}});
+            let mut problems = Vec::new();
+            check_claim(&claim, &item, &mut problems);
+            problems
+        };
+        assert!(problems("1Gi").is_empty() && problems("4Gi").is_empty());
+        assert_eq!(
+            problems("500Mi"),
+            ["minimum storage usage per PersistentVolumeClaim is 1Gi, but request is 500Mi"]
+        );
+        assert_eq!(
+            problems("5Gi"),
+            ["maximum storage usage per PersistentVolumeClaim is 4Gi, but request is 5Gi"]
         );
     }
 

@@ -23,7 +23,7 @@ impl Admission for ResourceQuota {
         let grows = match request.operation {
             Operation::Create => context.subresource.is_none(),
             Operation::Update => match context.subresource.as_deref() {
-                None => resource == "services",
+                None => ["persistentvolumeclaims", "services"].contains(&resource.as_str()),
                 Some(sub) => sub == "resize",
             },
             _ => false,

@@ -9,7 +9,7 @@ use crate::resources::{Descriptor, usage};
 
 const QUOTAS: &str = "resourcequotas";
 /// Kinds whose objects may use more or less after a change; and quotas themselves.
-const CHANGING: [&str; 3] = ["pods", "services", QUOTAS];
+const CHANGING: [&str; 4] = ["persistentvolumeclaims", "pods", "services", QUOTAS];
 
 pub struct ResourceQuotas;
 

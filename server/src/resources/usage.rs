@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::Lookup;
 use super::amounts::{Amounts, add, of_list, of_pod};
 use super::kinds::{quota_covers, quota_is_scoped};
+use super::volumes::class_of;
 
 /// Kinds that quotas count by the plural alone, too.
 const COUNTED: &[&str] = &[
@@ -17,6 +18,9 @@ const COUNTED: &[&str] = &[
     "secrets",
     "services",
 ];
+
+/// Between a class and what of it is limited: `fast.storageclass.storage.k8s.io/requests.storage`.
+const OF_CLASS: &str = ".storageclass.storage.k8s.io/";
 
 /// What one object of a resource (`pods`, `deployments.apps`) uses, by the names in which quotas are written.
 pub fn of_object(resource: &str, object: &Value) -> Amounts {
@@ -46,6 +50,20 @@ pub fn of_object(resource: &str, object: &Value) -> Amounts {
                 "services.loadbalancers",
                 usize::from(kind == "LoadBalancer"),
             );
+        }
+        "persistentvolumeclaims" => {
+            let of_class = class_of(object).filter(|class| !class.is_empty());
+            let of_class = of_class.map(|class| format!("{class}{OF_CLASS}"));
+            let one = Quantity::from_units(1, Format::DecimalSi);
+            if let Some(class) = &of_class {
+                used.insert(format!("{class}persistentvolumeclaims"), one);
+            }
+            let asked = of_list(object, &["spec", "resources", "requests"]);
+            if let Some(size) = asked.get("storage") {
+                let class = of_class.unwrap_or_default();
+                used.insert("requests.storage".to_owned(), *size);
+                used.insert(format!("{class}requests.storage"), *size);
+            }
         }
         // One that is over holds nothing any more.
         "pods" if !matches!(str_at(object, &["status", "phase"]), "Succeeded" | "Failed") => {
@@ -81,6 +99,7 @@ fn resource_of(name: &str) -> &str {
     match name {
         "services.nodeports" | "services.loadbalancers" => "services",
         "requests.storage" => "persistentvolumeclaims",
+        _ if name.contains(OF_CLASS) => "persistentvolumeclaims",
         _ => match name.strip_prefix("count/") {
             Some(resource) => resource,
             None if COUNTED.contains(&name) => name,
@@ -132,6 +151,23 @@ mod tests {
         );
         let service = json!({"spec": {"type": "NodePort", "ports": [{}, {}]}});
         assert_eq!(used("services", service, "services.nodeports"), some("2"));
+        let claim = json!({"spec": {"storageClassName": "fast", "resources": {"requests": {"storage": "2Gi"}}}});
+        for (name, amount) in [
+            ("persistentvolumeclaims", "1"),
+            ("requests.storage", "2Gi"),
+            ("fast.storageclass.storage.k8s.io/requests.storage", "2Gi"),
+            (
+                "fast.storageclass.storage.k8s.io/persistentvolumeclaims",
+                "1",
+            ),
+        ] {
+            let claim = claim.clone();
+            assert_eq!(
+                used("persistentvolumeclaims", claim, name),
+                some(amount),
+                "{name}"
+            );
+        }
         let pod = |phase: &str| {
             json!({"status": {"phase": phase}, "spec": {"containers": [{"resources": {
             "requests": {"cpu": "500m", "example.com/dongle": "2"}, "limits": {"cpu": "1"}}}]}})

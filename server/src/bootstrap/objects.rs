@@ -1,10 +1,10 @@
-//! The objects that are always there: system namespaces, default roles, priority classes, the `kubernetes` service.
+//! The objects that are always there: system namespaces, default roles, priority classes, a storage class, the `kubernetes` service.
 //! Made at the first start; later starts write only what differs.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use amphipod_api::{Status, meta};
+use amphipod_api::{Status, local_volumes, meta};
 use futures_util::future::try_join_all;
 use k8s_openapi::api::rbac::v1::PolicyRule;
 use serde_json::{Value, json};
@@ -38,6 +38,7 @@ pub async fn ensure(registry: &Registry, facts: &Facts) -> Result<(), Status> {
         keep(registry, &user, "namespaces", "", object, |_, _| false)
     });
     try_join_all(namespaces).await?;
+    storage_class(registry, &user).await?;
     let roles = policy::objects().into_iter().map(|default| {
         let resource = format!("{}.rbac.authorization.k8s.io", default.plural);
         let user = &user;
@@ -167,6 +168,32 @@ fn mend_data(object: &mut Value, wanted: &Value) -> bool {
     let changed = object["data"] != wanted["data"];
     object["data"] = wanted["data"].clone();
     changed
+}
+
+/// On the namespace kube-system: the storage class was made once, and is the users' from then on.
+const CLASS_MADE: &str = "amphipod.io/storage-class-made";
+
+/// The default class: volumes are directories of the box where their first pod runs. Made once only: who deletes it wants none.
+async fn storage_class(registry: &Registry, user: &Arc<UserInfo>) -> Result<(), Status> {
+    let system = registry.context(user, "namespaces", "")?;
+    let namespace = registry.table(&system.descriptor).get("", "kube-system");
+    if namespace.is_none_or(|n| meta::annotation(&n.value(), CLASS_MADE).is_some()) {
+        return Ok(());
+    }
+    let class = json!({
+        "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
+        "metadata": {"name": "local", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
+        "provisioner": local_volumes::PROVISIONER,
+        "reclaimPolicy": "Delete", "volumeBindingMode": "WaitForFirstConsumer",
+    });
+    let classes = "storageclasses.storage.k8s.io";
+    keep(registry, user, classes, "", class, |_, _| false).await?;
+    let made = |namespace: &mut Value| {
+        meta::set_annotation(namespace, CLASS_MADE, "true");
+        Ok(())
+    };
+    registry.update_with(&system, "kube-system", made).await?;
+    Ok(())
 }
 
 fn priority_classes() -> impl Iterator<Item = Value> {

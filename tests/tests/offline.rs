@@ -83,6 +83,22 @@ impl Fleet {
         });
     }
 
+    /// Waits until pods that do not tolerate the box's absence are sent away: nodes that are not heard of get that taint one after the other.
+    #[track_caller]
+    fn until_pods_may_leave(&self) {
+        eventually("the node to be tainted", Duration::from_secs(60), || {
+            let taints = ["get", "node", self.agent.name(), "-o"];
+            let ran = self
+                .kubectl
+                .run(&[&taints[..], &["jsonpath={.spec.taints}"]].concat());
+            if ran.stdout.contains("NoExecute") {
+                Ok(())
+            } else {
+                Err(format!("{ran:?}"))
+            }
+        });
+    }
+
     /// Pods on the joined box. `/t` is a directory of its disk, by which the test talks with them.
     #[track_caller]
     fn run_pods(&self) {
@@ -321,6 +337,7 @@ fn a_box_that_was_cut_off_is_ready_when_it_is_back_and_no_pod_has_noticed() {
             .kubectl
             .wait_for(&format!("pod/{pod}"), "condition=Ready=False", 30);
     }
+    fleet.until_pods_may_leave();
     fleet.answers_go_on();
     fleet.agent.plug_in_cable(&fleet.lan);
     fleet.until_ready("True");

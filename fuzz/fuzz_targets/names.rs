@@ -9,9 +9,10 @@ fuzz_target!(|data: &str| {
         let text = time::format_time(at);
         let again =
             time::parse_time(&text).unwrap_or_else(|| panic!("{data:?} prints as {text:?}"));
+        // Seconds before 1970 are cut the other way than text.
         assert_eq!(
-            again.as_second(),
-            at.as_second(),
+            time::format_time(again),
+            text,
             "{data:?} prints as {text:?}"
         );
         let _ = time::age(Some(at), jiff::Timestamp::UNIX_EPOCH);

@@ -12,7 +12,6 @@
 //! - `runtime` and `netplug` never see an API object; this crate translates.
 
 mod agent;
-mod clock;
 mod config;
 mod container;
 mod deps;

@@ -5,6 +5,7 @@
 
 pub mod ballast;
 pub mod client;
+pub mod clock;
 pub mod field;
 pub mod files;
 pub mod gvk;

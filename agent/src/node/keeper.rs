@@ -6,6 +6,7 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use amphipod_api::client::{Client, ClientError, Target};
+use amphipod_api::clock::WallClock;
 use amphipod_api::meta;
 use amphipod_api::patch::PatchType;
 use amphipod_api::reflector::{Backoff, Event, Reflector, ReflectorConfig};
@@ -18,7 +19,6 @@ use super::lease::LeaseKeeper;
 use super::machine::{Machine, own_address};
 use super::object::{self, Facts};
 use super::pressure::{Left, Pressure, pressure};
-use crate::clock::ClockWatch;
 use crate::config::AgentConfig;
 use crate::deps::Deps;
 use crate::events::Severity;
@@ -26,6 +26,8 @@ use crate::store::Store;
 
 /// How often pressure and addresses are looked at.
 const LOOK: Duration = Duration::from_secs(10);
+/// By how much the wall clock must have been set for tokens and certificates to be looked at again.
+const CLOCK_STEP: Duration = Duration::from_secs(30);
 /// How long a request may take: meanwhile nobody looks at pressure.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often the status is told without a change. The Lease says that we live, so this only freshens the conditions'
@@ -68,7 +70,7 @@ impl NodeKeeper {
             self.config.node_name.clone(),
             self.config.node_lease_seconds,
         );
-        let mut clock = ClockWatch::new(self.deps.clock.clone());
+        let mut clock = WallClock::new(CLOCK_STEP);
         let mut report = Report::default();
         let mut short = Pressure::default();
         let mut look = tokio::time::interval(LOOK);
@@ -85,7 +87,12 @@ impl NodeKeeper {
                 }
                 // Also while the server is away: this is how we notice first that it is back.
                 _ = beat.tick() => {
-                    clock.look();
+                    if let Some(step) = clock.step() {
+                        tracing::warn!(
+                            "the clock of this machine was set by {step:#}; tokens and certificates are looked at again"
+                        );
+                        self.deps.clock.send_replace(());
+                    }
                     lease.renew();
                 }
                 Some(event) = reflector.next() => match event {

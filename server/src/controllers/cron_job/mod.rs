@@ -1,11 +1,11 @@
 //! Makes a Job each time the schedule of a CronJob says so. <https://kubernetes.io/docs/concepts/workloads/controllers/cron-jobs/>
 
-mod clock;
 mod plan;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use amphipod_api::clock::WallClock;
 use amphipod_api::meta::{self, map_at, str_at};
 use amphipod_api::{Status, time};
 use futures_util::future::join_all;
@@ -23,7 +23,6 @@ use crate::cache::{Event, Meta, Object};
 use crate::events::Reference;
 use crate::registry::{DeleteOptions, Propagation};
 use crate::resources::schedule::time_zone;
-use clock::Clock;
 use plan::{Child, End, News, Next, look, next, normal, surplus, warning};
 
 const RESOURCE: &str = "cronjobs.batch";
@@ -33,9 +32,19 @@ const SCHEDULED: &str = "batch.kubernetes.io/cronjob-scheduled-timestamp";
 /// No look is put off for longer.
 const LONGEST_WAIT: Duration = Duration::from_secs(30 * 24 * 3600);
 
-#[derive(Default)]
+/// By how much the wall clock must have been set for all schedules to be looked at again.
+const CLOCK_STEP: Duration = Duration::from_secs(5);
+
 pub struct CronJobs {
-    clock: Arc<Clock>,
+    clock: Arc<Mutex<WallClock>>,
+}
+
+impl Default for CronJobs {
+    fn default() -> CronJobs {
+        CronJobs {
+            clock: Arc::new(Mutex::new(WallClock::new(CLOCK_STEP))),
+        }
+    }
 }
 
 impl Controller for CronJobs {
@@ -45,10 +54,11 @@ impl Controller for CronJobs {
 
     fn sources(&self) -> Vec<Source> {
         let clock = self.clock.clone();
-        // Nodes renew their leases all the time: a good moment to look at the clocks, for which nobody has to wake up.
-        let set = move |tools: &Tools, _: &Event| match clock.was_set() {
-            true => all(tools),
-            false => Vec::new(),
+        // Timers do not hear that the clock was set. Nodes renew their leases all the time: a good moment to look, for which nobody has to
+        // wake up.
+        let set = move |tools: &Tools, _: &Event| {
+            let mut clock = clock.lock().unwrap_or_else(PoisonError::into_inner);
+            clock.step().map_or_else(Vec::new, |_| all(tools))
         };
         vec![
             Source::new(RESOURCE, itself),
